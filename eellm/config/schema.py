@@ -1,0 +1,352 @@
+"""The configuration as types: what every key means, its type and its range.
+
+YAML under ``conf/`` composes and carries every default value; these classes only validate. A config is
+built once (`eellm.config.compose.validated`), is frozen from then on, and is the only form in which
+library code sees it. Cross-field rules live in `eellm.config.validate`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+HeadKind = Literal["embedding", "norm", "mlp", "block"]
+TaskName = Literal["quickstart", "train", "evaluate", "generate"]
+
+
+class Node(BaseModel):
+    """Base of all config nodes: unknown keys are refused, values are read-only once built."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TaskConfig(Node):
+    name: TaskName
+    """What to do: `quickstart` = train, evaluate and decode in one go."""
+
+
+class ModelConfig(Node):
+    num_layers: Count
+    """Decoder layers of the backbone."""
+    hidden_size: Count
+    """Width of the residual stream."""
+    num_attention_heads: Count
+    """Query heads."""
+    num_query_groups: Count | None
+    """Key/value heads (grouped-query attention); null = one per query head."""
+    head_dim: Count | None
+    """Width of one attention head; null = hidden_size / num_attention_heads."""
+    ffn_hidden_size: Count | None
+    """Inner width of the MLP; null = 4 x hidden (8/3 x hidden rounded to 64 when gated)."""
+    activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu", "squared_relu"]
+    """MLP activation; `swiglu` and `geglu` are gated."""
+    norm: Literal["rmsnorm", "layernorm"]
+    """Kind of every normalisation."""
+    norm_eps: Positive
+    """Epsilon of every normalisation."""
+    norm_placement: Literal["before", "after"]
+    """Normalise a sub-layer's input (Llama) or its output before the residual sum (OLMo2)."""
+    residual: Literal["sequential", "parallel"]
+    """`parallel`: attention and MLP read the same input and are added together (GPT-NeoX)."""
+    qk_norm: Literal["none", "head", "projection"]
+    """Normalise queries and keys per head (Qwen3) or over the whole projection (OLMo2)."""
+    position: Literal["rotary", "learned", "none"]
+    """Position encoding."""
+    rotary_fraction: Annotated[float, Field(gt=0.0, le=1.0)]
+    """Share of each head's channels that rotates (GPT-NeoX: 0.25)."""
+    rotary_base: Positive
+    """Base of the rotary frequencies."""
+    max_positions: Count | None
+    """Rows of the learned position table; null = data.sequence_length."""
+    qkv_bias: bool
+    """Bias on the query/key/value projection (Qwen2)."""
+    linear_bias: bool
+    """Bias on every other linear layer (GPT-2)."""
+    sliding_window: Count | None
+    """Tokens a query can look back at, itself included; null = all."""
+    attention: Literal["sdpa", "flash_attn", "unfused", "transformer_engine"]
+    """Attention kernel."""
+    tie_embeddings: bool
+    """The final head's output matrix is the input embedding."""
+    vocab_size: Count | None
+    """Entries of the vocabulary; null = the tokenizer's."""
+    vocab_multiple: Count
+    """The embedding's rows are padded to a multiple of this; padded rows never take probability."""
+    init_std: Positive
+    """Standard deviation of random weights; output projections use it divided by sqrt(2 x num_layers)."""
+
+
+class ExitsConfig(Node):
+    layers: list[int | float]
+    """Exit k is computed after this many layers (1-based), strictly increasing; floats are fractions of the depth."""
+    head: HeadKind | list[HeadKind]
+    """Head of all exits, or one per exit: `embedding` (output matrix), `norm` (+ norm), `mlp` (+ residual MLP), `block` (+ decoder layer)."""
+    tie_output: bool | list[bool]
+    """Use the model's output matrix (true) or an own one, for all exits or one per exit."""
+    init: Literal["random", "copy"]
+    """`copy`: norm and output matrix start as the final head's, the MLP as the same layer's, the block as the last layer."""
+    temperature: Positive | list[Positive]
+    """Exit logits are divided by this in the training loss and in the confidence."""
+    boundary: Literal["end", "start", "balance"]
+    """An exit on a stage boundary is computed at the end of the earlier stage, the start of the later one, or where it balances."""
+    deferred: bool
+    """Compute an exit's forward inside the backward of its microbatch, so that logits of one microbatch exist at a time."""
+
+
+class LossWeightsConfig(Node):
+    kind: Literal["constant", "warmup", "cooldown", "rotating", "token_confidence"]
+    """How exit weights depend on the step (or, for `token_confidence`, on the token)."""
+    values: Annotated[float, Field(ge=0.0)] | list[Annotated[float, Field(ge=0.0)]]
+    """Weight of the exits (the target, for warm-up): one number for all, or one per exit."""
+    initial: Annotated[float, Field(ge=0.0)] | list[Annotated[float, Field(ge=0.0)]]
+    """Weights at step 0 of a warm-up or cool-down."""
+    steps: NonNegative
+    """Steps of the warm-up or cool-down; steps per turn when rotating."""
+    shape: Literal["linear", "cosine"]
+    """Shape of the warm-up or cool-down."""
+    final: Annotated[float, Field(ge=0.0)]
+    """Weight of the final head."""
+
+
+class ParallelConfig(Node):
+    tp: Count
+    """Tensor-parallel size."""
+    pp: Count
+    """Pipeline stages."""
+    vp: Count
+    """Model chunks per pipeline rank (virtual pipeline); 1 = none."""
+    dp: Count | None
+    """Data-parallel size; null = 1 locally, what is left of WORLD_SIZE under torchrun or srun."""
+    sequence_parallel: bool
+    """Split activations between tensor-parallel regions along the sequence."""
+    layers_per_stage: list[Count] | None
+    """Layers of each of the pp x vp stages in order; null = equal."""
+
+
+class ScheduleConfig(Node):
+    name: Literal["auto", "one_f_one_b", "interleaved"]
+    """Pipeline schedule; `auto`: interleaved when vp > 1, one_f_one_b otherwise."""
+
+
+class DataConfig(Node):
+    source: Literal["stdlib", "text", "jsonl"]
+    """`stdlib`: the interpreter's standard-library source; `text`: a file or folder; `jsonl`: one document a line."""
+    path: str | None
+    """File or folder for `text` and `jsonl`."""
+    pattern: str
+    """Glob of the files read from a folder."""
+    text_field: str
+    """Field of a JSON line that holds the text."""
+    split: list[Annotated[float, Field(ge=0.0)]]
+    """Shares of the documents for training and validation; normalised to sum 1."""
+    sequence_length: Count
+    """Tokens per sequence."""
+    micro_batch_size: Count
+    """Sequences per microbatch and data-parallel rank."""
+    global_batch_size: Count
+    """Sequences per optimizer step over all ranks."""
+    document_boundaries: Literal["ignore", "loss", "reset"]
+    """At a document's end: nothing; no loss across it; or also fresh positions and attention."""
+    cache_dir: str
+    """Folder of tokenizers and tokenised corpora, keyed by content."""
+    num_workers: NonNegative
+    """Loader processes per rank."""
+
+
+class TokenizerConfig(Node):
+    kind: Literal["byte_bpe", "file"]
+    """`byte_bpe`: trained on the corpus, cached by content; `file`: a tokenizer.json."""
+    vocab_size: Annotated[int, Field(ge=260)] | None
+    """Vocabulary of a trained tokenizer."""
+    path: str | None
+    """tokenizer.json for `file`."""
+    train_megabytes: Positive
+    """Text used to train the tokenizer."""
+
+
+class OptimizerConfig(Node):
+    name: Literal["adam", "sgd"]
+    """`adam` is AdamW (decoupled weight decay)."""
+    lr: Positive
+    """Peak learning rate."""
+    beta1: Fraction
+    beta2: Fraction
+    eps: Positive
+    momentum: Fraction
+    """Of `sgd`."""
+    weight_decay: Annotated[float, Field(ge=0.0)]
+    """Applied to matrices, not to norms and biases."""
+    clip_grad: Annotated[float, Field(ge=0.0)]
+    """Global gradient norm to clip to; 0 = off."""
+    distributed: bool
+    """Shard optimizer states over data-parallel ranks."""
+    overlap_grad_reduce: bool
+    """Reduce gradients while the backward pass runs."""
+    overlap_param_gather: bool
+    """Gather updated parameters while the forward pass runs; needs `distributed`."""
+
+
+class LrScheduleConfig(Node):
+    kind: Literal["cosine", "linear", "inverse_sqrt", "constant"]
+    """Decay after the warm-up."""
+    warmup_steps: NonNegative
+    """Steps of the linear warm-up from 0."""
+    decay_steps: Count | None
+    """Step at which the decay reaches `min_ratio`; null = trainer.max_steps."""
+    min_ratio: Fraction
+    """Lowest learning rate as a share of optimizer.lr."""
+
+
+class PrecisionConfig(Node):
+    dtype: Literal["fp32", "bf16", "fp16"]
+    """Type of weights and activations; optimizer states and main gradients are fp32."""
+    initial_loss_scale: Positive
+    """First loss scale of fp16; it then follows overflows."""
+    loss_scale_window: Count
+    """Steps without overflow before the loss scale doubles."""
+
+
+class TrainerConfig(Node):
+    max_steps: Count
+    """Optimizer steps."""
+    val_every: NonNegative
+    """Steps between validations; 0 = never."""
+    val_batches: Count
+    """Global batches per validation."""
+    log_every: Count
+    """Steps between logged metrics."""
+    checkpoint_every: NonNegative
+    """Steps between checkpoints; 0 = only at the end."""
+    keep_checkpoints: Count
+    """Newest checkpoints kept."""
+    recompute: Literal["none", "selective", "full"]
+    """Recompute nothing, attention, or whole layers in the backward pass."""
+    loss_chunk: Count
+    """Tokens whose logits exist at a time in the cross-entropy."""
+    progress: Literal["auto", "bar", "lines", "none"]
+    """`auto`: a bar on a terminal, lines elsewhere."""
+
+
+class EvaluationConfig(Node):
+    batches: Count
+    """Held-out global batches to evaluate."""
+    thresholds: list[Fraction]
+    """Confidence thresholds of the trade-off table."""
+    calibration_bins: Count
+    """Bins of the expected calibration error."""
+
+
+class DecodingConfig(Node):
+    mode: Literal["full", "catch_up"]
+    """`full`: every token through all layers; `catch_up`: tokens exit early, their hidden states wait and go through later layers with the next token that gets there."""
+    prompts: list[str]
+    """Texts to continue."""
+    max_new_tokens: Count
+    """Tokens to generate per prompt."""
+    max_pending: NonNegative | None
+    """Tokens that may wait at exits before all layers are forced; 0 = never exit; null = no bound."""
+    temperature: Annotated[float, Field(ge=0.0)]
+    """0 = greedy."""
+    top_k: NonNegative
+    """Sample from the k most probable tokens; 0 = all."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)]
+    """Sample from the smallest set with this probability."""
+    stop: list[str]
+    """Texts that end a generation."""
+    stop_at_eos: bool
+    """End a generation at the end-of-document token."""
+
+
+class ExitPolicyConfig(Node):
+    kind: Literal["max_probability", "margin", "entropy", "patience", "fixed_layer", "never"]
+    """What makes an exit confident enough."""
+    threshold: float | list[float]
+    """For all exits or one per active exit: probability, margin, normalised entropy (exit below it) or agreeing exits in a row."""
+    layer: Count | None
+    """Exit of `fixed_layer`."""
+    active: list[int] | None
+    """Layers of the exits that are evaluated; null = all."""
+    min_new_tokens: NonNegative
+    """Tokens generated at full depth first."""
+
+
+class WandbConfig(Node):
+    mode: Literal["off", "online", "offline"]
+    """Mirror metrics to wandb; never asks to log in, never stops a run."""
+    project: str
+    entity: str | None
+    group: str | None
+    """null = the study's or run's name."""
+    tags: list[str]
+
+
+class LoggerConfig(Node):
+    csv: bool
+    """Mirror metrics.jsonl as metrics.csv."""
+    wandb: WandbConfig
+
+
+class DebugConfig(Node):
+    detect_anomaly: bool
+    """Run autograd's anomaly detection."""
+    profile: bool
+    """Write a torch profiler trace of a few steps."""
+    overfit: bool
+    """Repeat the first batch."""
+
+
+class StudyConfig(Node):
+    name: str
+    """Folder under multirun/ of a study's runs."""
+
+
+class Config(Node):
+    """One run. See `conf/config.yaml` for the values behind `python run.py`."""
+
+    name: str
+    """Name of the run; part of its output folder."""
+    seed: NonNegative
+    """Seed of weights, data order and sampling."""
+    device: Literal["auto", "cpu", "cuda"]
+    """`auto`: CUDA where there is any."""
+    checkpoint: str | None
+    """Run directory to read a model from."""
+    resume: str | None
+    """Run directory to continue, or `auto`."""
+    objective: str
+    """Final metric that a sweeper minimises."""
+    task: TaskConfig
+    model: ModelConfig
+    exits: ExitsConfig
+    loss_weights: LossWeightsConfig
+    parallel: ParallelConfig
+    schedule: ScheduleConfig
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    optimizer: OptimizerConfig
+    lr_schedule: LrScheduleConfig
+    precision: PrecisionConfig
+    trainer: TrainerConfig
+    evaluation: EvaluationConfig
+    decoding: DecodingConfig
+    exit_policy: ExitPolicyConfig
+    logger: LoggerConfig
+    debug: DebugConfig
+    study: StudyConfig | None
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted key -> value, for tables and wandb."""
+        return dict(_flatten(self.model_dump()))
+
+
+def _flatten(node: dict[str, Any], prefix: str = "") -> Any:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,48 @@
+"""One optimizer step's data on one data-parallel rank, the unit that Lightning calls a batch.
+
+Shape legend: M microbatches, b sequences per microbatch, s tokens per sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+
+
+@dataclass
+class Microbatch:
+    """`tokens`, `labels`, `positions` int64 [b, s]; `loss_mask` float32 [b, s]; `documents` int32 [b, s] or None.
+
+    `labels[t]` is the token after `tokens[t]`. `documents` numbers the documents of a sequence where attention
+    must not cross them; None means plain causal attention.
+    """
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    loss_mask: torch.Tensor
+    positions: torch.Tensor
+    documents: torch.Tensor | None = None
+
+
+@dataclass
+class GlobalBatch:
+    """As `Microbatch`, with a leading dimension M. `sample_ids` are the global sample numbers [M, b]."""
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    loss_mask: torch.Tensor
+    positions: torch.Tensor
+    documents: torch.Tensor | None = None
+    sample_ids: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __getitem__(self, index: int) -> Microbatch:
+        documents = None if self.documents is None else self.documents[index]
+        return Microbatch(self.tokens[index], self.labels[index], self.loss_mask[index], self.positions[index], documents)
+
+    def to(self, device: torch.device) -> GlobalBatch:
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return GlobalBatch(**{name: value if value is None else value.to(device) for name, value in moved.items()})

@@ -1,0 +1,53 @@
+"""Errors that are the user's to fix: shown without a traceback, with what to do about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class UserError(Exception):
+    """Base class: `run.py` prints the message and ends with status 1, without a traceback."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a config: where, what was given, why it cannot be, what would be right."""
+
+    path: str
+    value: object
+    reason: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.path}={self.value}: {self.reason}\n    fix: {self.fix}"
+
+
+class ConfigError(UserError):
+    """All problems of a config at once."""
+
+    def __init__(self, problems: list[Problem]):
+        self.problems = problems
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n  ".join([f"{count} in the configuration:", *map(str, problems)]))
+
+    def __reduce__(self):
+        return ConfigError, (self.problems,)
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, partial or of another model; says what was looked for and found."""
+
+
+class DataError(UserError):
+    """A corpus or tokenizer cannot be read or is not what it should be."""
+
+
+class MissingExtra(UserError):
+    """An optional package is needed; names the extra that installs it."""
+
+    def __init__(self, package: str, extra: str, purpose: str):
+        self.args_ = (package, extra, purpose)
+        super().__init__(f"{purpose} needs {package}, which is not installed. Install it with: pip install 'eellm[{extra}]'")
+
+    def __reduce__(self):
+        return MissingExtra, self.args_

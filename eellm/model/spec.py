@@ -1,0 +1,263 @@
+"""The model as plain data: what exists, where its exits are, and which stage owns what. No torch.
+
+`ModelSpec` describes the network whatever the layout; `plan_stages` cuts it into virtual stages of
+segments. Both training and inference are built from these.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from eellm.config.schema import Config, ModelConfig
+from eellm.layout import ParallelLayout, equal_split
+
+GATED = ("swiglu", "geglu")
+
+
+@dataclass(frozen=True)
+class ExitSpec:
+    """An output head after `layer` layers."""
+
+    layer: int
+    head: str = "norm"
+    tie_output: bool = True
+    temperature: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Name in metrics, tables and plots, e.g. `exit_06`."""
+        return f"exit_{self.layer:02d}"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Shapes and options of an early-exit decoder-only Transformer; every null of the config is resolved."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_query_groups: int
+    head_dim: int
+    ffn_hidden_size: int
+    vocab_size: int
+    padded_vocab_size: int
+    max_positions: int
+    exits: tuple[ExitSpec, ...] = ()
+    activation: str = "swiglu"
+    norm: str = "rmsnorm"
+    norm_eps: float = 1e-5
+    norm_placement: str = "before"
+    residual: str = "sequential"
+    qk_norm: str = "none"
+    position: str = "rotary"
+    rotary_fraction: float = 1.0
+    rotary_base: float = 10000.0
+    qkv_bias: bool = False
+    linear_bias: bool = False
+    sliding_window: int | None = None
+    attention: str = "sdpa"
+    tie_embeddings: bool = True
+    init_std: float = 0.02
+    exit_init: str = "random"
+
+    @property
+    def gated(self) -> bool:
+        return self.activation in GATED
+
+    @property
+    def heads(self) -> list[str]:
+        """Names of all heads in order of depth, the final one last."""
+        return [exit_.name for exit_ in self.exits] + ["final"]
+
+    @property
+    def exit_layers(self) -> list[int]:
+        return [exit_.layer for exit_ in self.exits]
+
+    def exit_at(self, layer: int) -> ExitSpec:
+        return next(exit_ for exit_ in self.exits if exit_.layer == layer)
+
+
+@dataclass(frozen=True)
+class SegmentSpec:
+    """A run of layers (1-based, possibly none) and the exit behind it, if any."""
+
+    layers: tuple[int, ...]
+    exit: ExitSpec | None = None
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One virtual stage: its segments and what stands at the ends of the network."""
+
+    index: int
+    segments: tuple[SegmentSpec, ...]
+    has_embedding: bool
+    has_final_head: bool
+    num_layers: int
+
+    @property
+    def layers(self) -> list[int]:
+        return [layer for segment in self.segments for layer in segment.layers]
+
+    @property
+    def exits(self) -> list[ExitSpec]:
+        return [segment.exit for segment in self.segments if segment.exit is not None]
+
+
+def resolved_ffn(model: ModelConfig) -> int:
+    """4 x hidden, or for gated activations two thirds of it rounded up to a multiple of 64."""
+    if model.ffn_hidden_size is not None:
+        return model.ffn_hidden_size
+    if model.activation in GATED:
+        return -(-8 * model.hidden_size // 3 // 64) * 64
+    return 4 * model.hidden_size
+
+
+def exit_layer(position: int | float, num_layers: int) -> int:
+    """Layer of an exit given as a layer (int) or as a fraction of the depth (float)."""
+    return round(position * num_layers) if isinstance(position, float) else position
+
+
+def per_exit(value: object, count: int) -> list:
+    """One value for all exits, or a list with one per exit."""
+    return list(value) if isinstance(value, list) else [value] * count
+
+
+def build_spec(config: Config, vocab_size: int) -> ModelSpec:
+    """Resolve a validated config into a model; `vocab_size` is the tokenizer's where the config leaves it open."""
+    model, exits = config.model, config.exits
+    vocab_size = model.vocab_size or vocab_size
+    count = len(exits.layers)
+    columns = zip(
+        [exit_layer(position, model.num_layers) for position in exits.layers],
+        per_exit(exits.head, count),
+        per_exit(exits.tie_output, count),
+        per_exit(exits.temperature, count),
+        strict=True,
+    )
+    return ModelSpec(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        num_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups or model.num_attention_heads,
+        head_dim=model.head_dim or model.hidden_size // model.num_attention_heads,
+        ffn_hidden_size=resolved_ffn(model),
+        vocab_size=vocab_size,
+        padded_vocab_size=-(-vocab_size // model.vocab_multiple) * model.vocab_multiple,
+        max_positions=model.max_positions or config.data.sequence_length,
+        exits=tuple(ExitSpec(*column) for column in columns),
+        activation=model.activation,
+        norm=model.norm,
+        norm_eps=model.norm_eps,
+        norm_placement=model.norm_placement,
+        residual=model.residual,
+        qk_norm=model.qk_norm,
+        position=model.position,
+        rotary_fraction=model.rotary_fraction,
+        rotary_base=model.rotary_base,
+        qkv_bias=model.qkv_bias,
+        linear_bias=model.linear_bias,
+        sliding_window=model.sliding_window,
+        attention=model.attention,
+        tie_embeddings=model.tie_embeddings,
+        init_std=model.init_std,
+        exit_init=exits.init,
+    )
+
+
+def build_layout(config: Config, dp: int | None = None) -> ParallelLayout:
+    """Layout of a validated config; `dp` overrides an open `parallel.dp`."""
+    parallel = config.parallel
+    return ParallelLayout(
+        tp=parallel.tp,
+        pp=parallel.pp,
+        vp=parallel.vp,
+        dp=parallel.dp or dp or 1,
+        sequence_parallel=parallel.sequence_parallel,
+        micro_batch_size=config.data.micro_batch_size,
+        global_batch_size=config.data.global_batch_size,
+    )
+
+
+def plan_stages(
+    spec: ModelSpec,
+    layout: ParallelLayout,
+    layers_per_stage: list[int] | None = None,
+    boundary: str = "end",
+) -> list[StageSpec]:
+    """Cut the model into virtual stages.
+
+    `boundary` says where an exit after the last layer of a stage is computed (architecture: `end` of that
+    stage, `start` of the next, or `balance`: the choice with the lightest slowest stage). The parameters
+    and their global names are the same for all three.
+    """
+    counts = layers_per_stage or equal_split(spec.num_layers, layout.num_stages)
+    last = list(itertools.accumulate(counts))
+    first = [end - count + 1 for end, count in zip(last, counts, strict=True)]
+    on_boundary = [exit_.layer for exit_ in spec.exits if exit_.layer in last[:-1]]
+    if boundary == "balance":
+        choices = itertools.product((False, True), repeat=len(on_boundary))
+        plans = (_cut(spec, first, last, dict(zip(on_boundary, choice, strict=True))) for choice in choices)
+        return min(plans, key=lambda plan: max(stage_cost(spec, stage) for stage in plan))
+    return _cut(spec, first, last, dict.fromkeys(on_boundary, boundary == "start"))
+
+
+def _cut(spec: ModelSpec, first: list[int], last: list[int], at_start: dict[int, bool]) -> list[StageSpec]:
+    stages = []
+    for index, (start, end) in enumerate(zip(first, last, strict=True)):
+        segments = []
+        if index > 0 and at_start.get(start - 1, False):
+            segments.append(SegmentSpec((), spec.exit_at(start - 1)))
+        layers: list[int] = []
+        for layer in range(start, end + 1):
+            layers.append(layer)
+            if layer in spec.exit_layers and not (layer == end and at_start.get(layer, False)):
+                segments.append(SegmentSpec(tuple(layers), spec.exit_at(layer)))
+                layers = []
+        if layers:
+            segments.append(SegmentSpec(tuple(layers)))
+        stages.append(
+            StageSpec(
+                index=index,
+                segments=tuple(segments),
+                has_embedding=index == 0,
+                has_final_head=index == len(last) - 1,
+                num_layers=end - start + 1,
+            )
+        )
+    return stages
+
+
+def layer_parameters(spec: ModelSpec) -> int:
+    """Weights of the matrices of one decoder layer (norms and biases are not counted)."""
+    attention = spec.hidden_size * spec.head_dim * (2 * spec.num_heads + 2 * spec.num_query_groups)
+    mlp = spec.hidden_size * spec.ffn_hidden_size * (3 if spec.gated else 2)
+    return attention + mlp
+
+
+def head_parameters(spec: ModelSpec, exit_: ExitSpec | None) -> int:
+    """Weights multiplied per token by a head's matrices, tied or not; None = the final head."""
+    output = spec.hidden_size * spec.padded_vocab_size
+    if exit_ is None or exit_.head in ("embedding", "norm"):
+        return output
+    if exit_.head == "mlp":
+        return output + spec.hidden_size * spec.ffn_hidden_size * (3 if spec.gated else 2)
+    return output + layer_parameters(spec)
+
+
+def stage_cost(spec: ModelSpec, stage: StageSpec) -> int:
+    """Multiplications per token of a stage's matrices: the measure by which stages are balanced."""
+    heads = [head_parameters(spec, exit_) for exit_ in stage.exits]
+    final = [head_parameters(spec, None)] if stage.has_final_head else []
+    return stage.num_layers * layer_parameters(spec) + sum(heads) + sum(final)
+
+
+def tied_stages(spec: ModelSpec, stages: list[StageSpec]) -> list[int]:
+    """Virtual stages that hold a copy of the model's output matrix because something on them uses it."""
+    holders = []
+    for stage in stages:
+        uses_input = stage.has_embedding and spec.tie_embeddings
+        if uses_input or stage.has_final_head or any(exit_.tie_output for exit_ in stage.exits):
+            holders.append(stage.index)
+    return holders
