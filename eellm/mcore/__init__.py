@@ -1,0 +1,1 @@
+"""The only door to megatron-core: nothing outside this package imports `megatron`."""

@@ -1,0 +1,200 @@
+"""Products with an output matrix whose rows are split over tensor-parallel ranks: loss and confidence, in chunks.
+
+No function here gathers logits: ranks exchange maxima, sums and a label's own logit per token. Rows that pad
+the vocabulary are left out of the product, so they never take probability.
+
+Shape legend: n tokens, h channels, v local rows of the output matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How the rows of an output matrix are split: this rank holds rows [start, start + rows) of `size` real entries."""
+
+    size: int
+    start: int
+    rows: int
+    group: dist.ProcessGroup
+
+    @classmethod
+    def of(cls, size: int, padded_size: int, group: dist.ProcessGroup) -> Vocabulary:
+        per_rank = padded_size // group.size()
+        start = group.rank() * per_rank
+        return cls(size, start, max(0, min(per_rank, size - start)), group)
+
+    def reduce(self, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> torch.Tensor:
+        if self.group.size() > 1:
+            dist.all_reduce(tensor, op=op, group=self.group)
+        return tensor
+
+    def local(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(index into the local rows, whether the id lives here) of token ids [n]."""
+        here = (ids >= self.start) & (ids < self.start + self.rows)
+        return torch.where(here, ids - self.start, 0), here
+
+    def logits(self, features: torch.Tensor, weight: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+        """[n, h] x [v, h] -> fp32 [n, rows]."""
+        logits = (features @ weight[: self.rows].t()).float()
+        return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """`grad_scale` (fp16's loss scale) is applied before gradients are rounded to the weights' type and taken out again."""
+
+    temperature: float = 1.0
+    chunk: int = 1024
+    confidence_weighted: bool = False
+    grad_scale: float = 1.0
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of `features @ weight.T`; gradients are made in the forward pass, while a chunk's logits exist."""
+
+    @staticmethod
+    def forward(ctx, features, weight, labels, mask, vocabulary, options):  # type: ignore[no-untyped-def]
+        needs_features, needs_weight = ctx.needs_input_grad[:2]
+        grad_features = torch.empty_like(features) if needs_features else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        objective, loss_sum, weight_sum = (features.new_zeros((), dtype=torch.float32) for _ in range(3))
+        for begin in range(0, features.shape[0], options.chunk):
+            part = slice(begin, begin + options.chunk)
+            probabilities = vocabulary.logits(features[part], weight, options.temperature)
+            losses, confidence, index, here = _softmax_(probabilities, labels[part], vocabulary)
+            coefficient = mask[part] * confidence if options.confidence_weighted else mask[part]
+            loss_sum += (losses * mask[part]).sum()
+            objective += (losses * coefficient).sum()
+            weight_sum += coefficient.sum()
+            if needs_features or needs_weight:
+                _subtract_labels_(probabilities, index, here)
+                probabilities.mul_((coefficient * (options.grad_scale / options.temperature)).unsqueeze(1))
+                grad_logits = probabilities.to(weight.dtype)
+                if grad_features is not None:
+                    torch.mm(grad_logits, weight[: vocabulary.rows], out=grad_features[part])
+                if grad_weight is not None:
+                    _accumulate_(grad_weight[: vocabulary.rows], grad_logits, features[part])
+        # token weights w_t become w_t * n / sum(w): their mean over the microbatch's tokens is 1
+        share = mask.sum() / weight_sum.clamp(min=1e-12) if options.confidence_weighted else torch.ones_like(weight_sum)
+        ctx.save_for_backward(grad_features, grad_weight, share)
+        ctx.grad_scale, ctx.weight_dtype = options.grad_scale, weight.dtype
+        ctx.mark_non_differentiable(loss_sum)
+        return objective * share, loss_sum
+
+    @staticmethod
+    def backward(ctx, grad_objective, _):  # type: ignore[no-untyped-def]
+        grad_features, grad_weight, share = ctx.saved_tensors
+        factor = grad_objective.float() * share / ctx.grad_scale
+        grads = [None if grad is None else grad.mul_(factor) for grad in (grad_features, grad_weight)]
+        if grads[1] is not None:
+            grads[1] = grads[1].to(ctx.weight_dtype)
+        return *grads, None, None, None, None
+
+
+def _softmax_(logits: torch.Tensor, labels: torch.Tensor, vocabulary: Vocabulary) -> tuple[torch.Tensor, ...]:
+    """Turn logits [n, rows] into probabilities in place; return losses [n], top probability [n], local label index and presence."""
+    top = vocabulary.reduce(logits.amax(dim=1), dist.ReduceOp.MAX) if logits.shape[1] else _no_rows(logits, vocabulary)
+    logits.sub_(top.unsqueeze(1))
+    index, here = vocabulary.local(labels)
+    label_logit = logits.gather(1, index.unsqueeze(1)).squeeze(1).mul(here) if logits.shape[1] else torch.zeros_like(top)
+    logits.exp_()
+    label_logit, total = vocabulary.reduce(torch.stack((label_logit, logits.sum(dim=1)))).unbind()
+    logits.div_(total.unsqueeze(1))
+    return total.log() - label_logit, 1 / total, index, here
+
+
+def _no_rows(logits: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
+    """A rank that holds padding only still takes part in the exchange of maxima."""
+    return vocabulary.reduce(logits.new_full((logits.shape[0],), -torch.inf), dist.ReduceOp.MAX)
+
+
+def _subtract_labels_(probabilities: torch.Tensor, index: torch.Tensor, here: torch.Tensor) -> None:
+    if probabilities.shape[1]:
+        probabilities.scatter_add_(1, index.unsqueeze(1), -here.to(probabilities.dtype).unsqueeze(1))
+
+
+def _accumulate_(total: torch.Tensor, grad_logits: torch.Tensor, features: torch.Tensor) -> None:
+    if grad_logits.dtype == torch.float32:
+        total.addmm_(grad_logits.t(), features)
+    else:
+        total.add_(grad_logits.t() @ features)
+
+
+def linear_cross_entropy(
+    features: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    mask: torch.Tensor,
+    vocabulary: Vocabulary,
+    options: LossOptions,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(objective, loss): sums over tokens, fp32 scalars, of [n, h] features, [n] labels and an [n] mask.
+
+    The loss is plain and not differentiable; the objective is what is trained: with `confidence_weighted` each token
+    counts by its own detached top probability, normalised within the microbatch (EE-Tuning's dynamic token weights).
+    """
+    return _LinearCrossEntropy.apply(features, weight, labels, mask, vocabulary, options)
+
+
+@dataclass(frozen=True)
+class HeadStatistics:
+    """Per token [n]: the predicted id, its probability, the runner-up's, the entropy in nats, and log-sum-exp of the logits."""
+
+    prediction: torch.Tensor
+    probability: torch.Tensor
+    second_probability: torch.Tensor
+    entropy: torch.Tensor
+    log_normaliser: torch.Tensor
+
+
+@torch.no_grad()
+def head_statistics(
+    features: torch.Tensor, weight: torch.Tensor, vocabulary: Vocabulary, temperature: float = 1.0
+) -> HeadStatistics:
+    """Statistics of the softmax of [n, h] features, the same on all tensor-parallel ranks; the caller bounds n."""
+    logits = vocabulary.logits(features, weight, temperature)
+    best, index = _top_two(logits, vocabulary)
+    shifted = logits - best[:, :1]
+    exponentials = shifted.exp()
+    sums = torch.stack((exponentials.sum(1), (exponentials * shifted).sum(1)))
+    total, weighted = vocabulary.reduce(sums).unbind()
+    return HeadStatistics(
+        prediction=index,
+        probability=1 / total,
+        second_probability=(best[:, 1] - best[:, 0]).exp() / total,
+        entropy=total.log() - weighted / total,
+        log_normaliser=best[:, 0] + total.log(),
+    )
+
+
+def _top_two(logits: torch.Tensor, vocabulary: Vocabulary) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two largest logits [n, 2] over all ranks and the id of the first; ties go to the smaller id, as on one rank."""
+    padded = torch.nn.functional.pad(logits, (0, max(0, 2 - logits.shape[1])), value=-torch.inf)
+    values, index = padded.topk(2, dim=1)
+    index = index[:, 0] + vocabulary.start
+    if vocabulary.group.size() == 1:
+        return values, index
+    shape = (vocabulary.group.size(), *values.shape)
+    gathered = values.new_empty(shape)
+    dist.all_gather_into_tensor(gathered, values, group=vocabulary.group)
+    ids = index.new_empty(shape[:2])
+    dist.all_gather_into_tensor(ids, index, group=vocabulary.group)
+    winner = gathered[:, :, 0].argmax(dim=0)
+    best = gathered.permute(1, 0, 2).flatten(1).topk(2, dim=1).values
+    return best, ids.gather(0, winner.unsqueeze(0)).squeeze(0)
+
+
+@torch.no_grad()
+def label_losses(
+    features: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, vocabulary: Vocabulary, statistics: HeadStatistics
+) -> torch.Tensor:
+    """Cross-entropy [n] of labels at temperature 1, from one row of the output matrix per token."""
+    index, here = vocabulary.local(labels)
+    label_logit = (features.float() * weight[index].float()).sum(1) * here
+    return statistics.log_normaliser - vocabulary.reduce(label_logit)

@@ -1,0 +1,117 @@
+"""One group of spawned processes per world size, reused by all tests: importing torch and megatron-core takes seconds a rank.
+
+`run(world_size, function, *args)` calls a top-level function on every rank with its rank and the arguments, in a fresh
+process group, and returns the list of results. A rank that raises fails the test with its traceback; a rank that hangs
+for `TIMEOUT` seconds fails it with the stacks of all ranks, and the group is replaced.
+"""
+
+from __future__ import annotations
+
+import atexit
+import datetime
+import faulthandler
+import os
+import signal
+import socket
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.multiprocessing as mp
+
+TIMEOUT = 110
+
+
+class RankFailed(AssertionError):
+    """At least one rank raised or hung; the message holds their tracebacks."""
+
+
+def _serve(rank: int, world_size: int, stack_file: str, inbox: Any, outbox: Any) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    faulthandler.register(signal.SIGUSR2, file=open(stack_file, "w"), all_threads=True)  # noqa: SIM115
+    while True:
+        port, function, args = inbox.get()
+        try:
+            store = dist.TCPStore("127.0.0.1", port, world_size, is_master=rank == 0, wait_for_workers=False)
+            dist.init_process_group(
+                "gloo", store=store, rank=rank, world_size=world_size, timeout=datetime.timedelta(seconds=TIMEOUT)
+            )
+            outbox.put((rank, True, function(rank, *args)))
+        except BaseException:  # noqa: BLE001 - whatever it is, the test must see it
+            outbox.put((rank, False, traceback.format_exc()))
+        finally:
+            from eellm.mcore.groups import destroy_groups
+
+            destroy_groups()
+
+
+class Workers:
+    """`world_size` processes waiting for work."""
+
+    def __init__(self, world_size: int):
+        context = mp.get_context("spawn")
+        self.world_size = world_size
+        self.outbox = context.Queue()
+        self.inboxes = [context.Queue() for _ in range(world_size)]
+        folder = tempfile.mkdtemp()
+        self.stacks = [Path(folder) / f"rank_{rank}" for rank in range(world_size)]
+        self.processes = [
+            context.Process(target=_serve, args=(rank, world_size, str(self.stacks[rank]), inbox, self.outbox), daemon=True)
+            for rank, inbox in enumerate(self.inboxes)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def run(self, function: Callable[..., Any], args: tuple) -> list[Any]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        for inbox in self.inboxes:
+            inbox.put((port, function, args))
+        results: dict[int, Any] = {}
+        failures = {}
+        while len(results) + len(failures) < self.world_size:
+            try:
+                # once a rank failed, the others only wait for it
+                rank, succeeded, value = self.outbox.get(timeout=10 if failures else TIMEOUT)
+            except Exception:  # noqa: BLE001 - queue.Empty of any context
+                hung = self._stacks(set(range(self.world_size)) - set(results) - set(failures))
+                self.stop()
+                raise RankFailed("\n".join([*failures.values(), hung])) from None
+            (results if succeeded else failures)[rank] = value
+        if failures:
+            raise RankFailed("\n".join(f"rank {rank}:\n{text}" for rank, text in sorted(failures.items())))
+        return [results[rank] for rank in range(self.world_size)]
+
+    def _stacks(self, ranks: set[int]) -> str:
+        for rank in ranks:
+            if self.processes[rank].is_alive():
+                os.kill(self.processes[rank].pid, signal.SIGUSR2)
+        self.processes[0].join(1)
+        return "\n".join(f"rank {rank} hung:\n{self.stacks[rank].read_text()}" for rank in sorted(ranks))
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.kill()
+        _GROUPS.pop(self.world_size, None)
+
+
+_GROUPS: dict[int, Workers] = {}
+
+
+def run(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    if world_size not in _GROUPS:
+        _GROUPS[world_size] = Workers(world_size)
+    return _GROUPS[world_size].run(function, args)
+
+
+@atexit.register
+def _stop_all() -> None:
+    for workers in list(_GROUPS.values()):
+        workers.stop()
