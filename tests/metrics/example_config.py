@@ -51,7 +51,12 @@ VALUES: dict[str, Any] = {
         "deferred": True,
     },
     "loss_weights": {
-        "kind": "constant", "values": [0.25, 0.5, 0.75], "initial": 0.0, "steps": 0, "shape": "linear", "final": 1.0,
+        "kind": "constant",
+        "values": [0.25, 0.5, 0.75],
+        "initial": 0.0,
+        "steps": 0,
+        "shape": "linear",
+        "final": 1.0,
     },
     "parallel": {"tp": 1, "pp": 2, "vp": 1, "dp": 1, "sequence_parallel": False, "layers_per_stage": None},
     "schedule": {"name": "auto"},

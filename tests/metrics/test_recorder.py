@@ -39,7 +39,11 @@ def test_jsonl_is_valid_json_also_for_nan_and_infinity(tmp_path):
     row = strict_json((tmp_path / "metrics.jsonl").read_text())
     assert row.pop("time") > 1e9
     assert row == {
-        "step": 1, "train/loss/final": "NaN", "train/grad_norm": "Infinity", "train/lr": "-Infinity", "train/step_time": 0.1,
+        "step": 1,
+        "train/loss/final": "NaN",
+        "train/grad_norm": "Infinity",
+        "train/lr": "-Infinity",
+        "train/step_time": 0.1,
     }
     back = read_rows(tmp_path / "metrics.jsonl")[0]
     assert math.isnan(back["train/loss/final"]) and back["train/grad_norm"] == math.inf and back["train/lr"] == -math.inf

@@ -32,13 +32,21 @@ def test_an_offline_run_reads_back(tmp_path):
 
     run = read_offline_run(tmp_path)
     steps = [row for row in run.history if "train/loss/final" in row]
-    assert [(row["step"], row["train/loss/exit_02"], row["train/loss/final"]) for row in steps] == [(10, 0.3, 0.2), (20, 0.15, 0.1)]
+    assert [(row["step"], row["train/loss/exit_02"], row["train/loss/final"]) for row in steps] == [
+        (10, 0.3, 0.2),
+        (20, 0.15, 0.1),
+    ]
     assert all(math.isnan(row["train/grad_norm"]) for row in steps)
     assert [row["val/loss/exit_02"] for row in run.history if "val/loss/exit_02" in row] == [3.5]
     flat = config.flat()
     assert {key: value for key, value in run.config.items() if not key.startswith("_wandb")} == flat
     assert flat["model.num_layers"] == 8 and flat["logger.wandb.mode"] == "offline"
-    assert (run.run.run_group, run.run.job_type, list(run.run.tags), run.run.project) == ("example", "quickstart", ["test"], "eellm")
+    assert (run.run.run_group, run.run.job_type, list(run.run.tags), run.run.project) == (
+        "example",
+        "quickstart",
+        ["test"],
+        "eellm",
+    )
     table = run.table("tables/speed_quality")
     assert table["columns"] == ["threshold", "speedup", "accuracy"]
     assert table["data"] == [[0.8, 1.25, None], [0.9, 1.0, None]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,22 @@ def _key(item) -> str:
     return item.key or ".".join(item.nested_key)
 
 
-def read_offline_run(run_dir: Path) -> OfflineRun:
-    """The newest offline run under `<run_dir>/wandb`."""
+def read_offline_run(run_dir: Path, patience: float = 20.0) -> OfflineRun:
+    """The newest offline run under `<run_dir>/wandb`, once its last record is there.
+
+    wandb's service may write the end of the file a moment after `finish` has returned.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        run = _read(max(run_dir.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns))
+        if run.exit_code is not None or time.monotonic() > deadline:
+            return run
+        time.sleep(0.1)
+
+
+def _read(path: Path) -> OfflineRun:
     from wandb.proto import wandb_internal_pb2
 
-    path = sorted(run_dir.glob("wandb/offline-run-*/run-*.wandb"))[-1]
     result = OfflineRun(folder=path.parent)
     for data in records(path):
         record = wandb_internal_pb2.Record()
