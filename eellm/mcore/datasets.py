@@ -11,7 +11,6 @@ torch.distributed runs, only rank 0 would write them, so `build_windows` is for 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +26,6 @@ from eellm.errors import DataError
 _WINDOW_SEED = 0
 
 _SPLITS = {"train": Split.train, "validation": Split.valid}
-
-logging.getLogger("megatron.core.datasets").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
@@ -86,9 +83,7 @@ def _dataset(source: WindowSource) -> GPTDataset:
         create_attention_mask=False,
     )
     # The second argument only names the cached indices; a fixed name lets a cache folder be moved.
-    return GPTDataset(
-        open_documents(source.prefix), source.prefix.name, source.documents, None, _SPLITS[source.split], config
-    )
+    return GPTDataset(open_documents(source.prefix), source.prefix.name, source.documents, None, _SPLITS[source.split], config)
 
 
 @dataclass(frozen=True)
