@@ -33,6 +33,8 @@ _FORMAT_VERSION = 1
 
 _BATCH_CHARACTERS = 2_000_000
 
+_SECONDS_BETWEEN_REPORTS = 5.0
+
 _COUNTS = "counts.json"
 
 
@@ -168,14 +170,19 @@ def _tokenise(data: DataConfig, tokenizer: Tokenizer, folder: Path) -> None:
     hashes: list[bytes] = []
     lengths: list[int] = []
 
+    reported = time.monotonic()
+
     def tokens() -> Iterator[np.ndarray]:
+        nonlocal reported
         for batch in _batches(documents(data)):
             for ids in tokenizer.encode_batch(batch):
                 ids.append(tokenizer.eod_id)
                 lengths.append(len(ids))
                 yield np.asarray(ids)
             hashes.extend(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in batch)
-            logger.info("tokenised %d documents, %.1f million tokens", len(lengths), sum(lengths) / 1e6)
+            if time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
+                reported = time.monotonic()
+                logger.info("tokenised %d documents, %.1f million tokens", len(lengths), sum(lengths) / 1e6)
 
     with all_cores():
         write_documents(folder / "tokens", tokens(), tokenizer.vocab_size)

@@ -51,9 +51,10 @@ def fingerprint(data: DataConfig) -> str:
     """Hash of the corpus: the files' names and bytes and how they are read. Equal fingerprints give equal documents."""
     digest = hashlib.blake2b(json.dumps([READER_VERSION, data.source, data.text_field]).encode(), digest_size=16)
     for name, path in corpus_files(data):
-        content = path.read_bytes()
-        digest.update(f"\0{name}\0{len(content)}\0".encode())
-        digest.update(content)
+        digest.update(f"\0{name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 
