@@ -14,8 +14,8 @@ from typing import NamedTuple
 from eellm.config.schema import DataConfig
 from eellm.errors import DataError
 
-SECTION_CHARACTERS = 16384
-"""A text file given alone is cut into documents of about this length, so that it can be split by document."""
+SECTION_CHARACTERS = (1024, 16384)
+"""A text file given alone is cut into documents, so that it can be split by document: 64 of them, in these bounds."""
 
 READER_VERSION = 1
 """Raised whenever the same files give other documents, so that caches of the old ones are not used."""
@@ -82,7 +82,13 @@ def corpus_root(data: DataConfig) -> Path:
     return root
 
 
-def sections(text: str, length: int = SECTION_CHARACTERS) -> Iterator[str]:
+def section_length(text: str) -> int:
+    """Least characters of a section of this text."""
+    shortest, longest = SECTION_CHARACTERS
+    return min(longest, max(shortest, len(text) // 64))
+
+
+def sections(text: str, length: int) -> Iterator[str]:
     """Cut a text at blank lines (or else line ends) into parts of `length` to 2 x `length` characters; nothing is lost."""
     start = 0
     while start < len(text):
@@ -105,7 +111,8 @@ def _all_documents(data: DataConfig) -> Iterator[Document]:
         if data.source == "jsonl":
             yield from _json_documents(name, path, data.text_field)
         elif alone:
-            for number, section in enumerate(sections(_read(path)), start=1):
+            text = _read(path)
+            for number, section in enumerate(sections(text, section_length(text)), start=1):
                 yield Document(f"{name}#{number}", section)
         elif data.source == "text":
             yield Document(name, _read(path))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eellm.data.text import SECTION_CHARACTERS, corpus_files, documents, fingerprint, sections
+from eellm.data.text import corpus_files, documents, fingerprint, section_length, sections
 from eellm.errors import DataError
 
 
@@ -41,9 +41,15 @@ def test_a_file_alone_is_cut_at_blank_lines_and_nothing_is_lost(data_config, tmp
     path.write_text(text)
     found = [part for _, part in documents(data_config(path))]
     assert "".join(found) == text
-    assert len(found) > 5
+    assert 32 <= len(found) <= 64
     assert all(part.endswith("\n\n") for part in found[:-1])
-    assert all(SECTION_CHARACTERS <= len(part) <= 2 * SECTION_CHARACTERS for part in found[:-1])
+    least = len(text) // 64
+    assert all(least <= len(part) <= 2 * least for part in found[:-1])
+
+
+@pytest.mark.parametrize(("characters", "least"), [(100, 1024), (640_000, 10_000), (10**7, 16384)])
+def test_sections_are_neither_tiny_nor_huge(characters, least):
+    assert section_length("x" * characters) == least
 
 
 @pytest.mark.parametrize("text", ["x" * 100, "line\n" * 30, "a\n\n" * 40, "one\n\n" + "y" * 90, ""])
