@@ -16,13 +16,14 @@ NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 HeadKind = Literal["embedding", "norm", "mlp", "block"]
+FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 TaskName = Literal["quickstart", "train", "evaluate", "generate"]
 
 
 class Node(BaseModel):
     """Base of all config nodes: unknown keys are refused, values are read-only once built."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True)
 
 
 class TaskConfig(Node):
@@ -85,7 +86,7 @@ class ExitsConfig(Node):
     layers: list[int | float]
     """Exit k is computed after this many layers (1-based), strictly increasing; floats are fractions of the depth."""
     head: HeadKind | list[HeadKind]
-    """Head of all exits, or one per exit: `embedding` (output matrix), `norm` (+ norm), `mlp` (+ residual MLP), `block` (+ decoder layer)."""
+    """Head of the exits, or one each: `embedding` (output matrix), `norm` (+ norm), `mlp` (+ MLP), `block` (+ decoder layer)."""
     tie_output: bool | list[bool]
     """Use the model's output matrix (true) or an own one, for all exits or one per exit."""
     init: Literal["random", "copy"]
@@ -93,7 +94,7 @@ class ExitsConfig(Node):
     temperature: Positive | list[Positive]
     """Exit logits are divided by this in the training loss and in the confidence."""
     boundary: Literal["end", "start", "balance"]
-    """An exit on a stage boundary is computed at the end of the earlier stage, the start of the later one, or where it balances."""
+    """An exit on a stage boundary is computed at the end of the earlier stage, the start of the later, or where it balances."""
     deferred: bool
     """Compute an exit's forward inside the backward of its microbatch, so that logits of one microbatch exist at a time."""
 
@@ -197,7 +198,7 @@ class LrScheduleConfig(Node):
     warmup_steps: NonNegative
     """Steps of the linear warm-up from 0."""
     decay_steps: Count | None
-    """Step at which the decay reaches `min_ratio`; null = trainer.max_steps."""
+    """Step at which the decay reaches `min_ratio`; null = trainer.max_steps (a run that ends within its warm-up never decays)."""
     min_ratio: Fraction
     """Lowest learning rate as a share of optimizer.lr."""
 
@@ -243,7 +244,7 @@ class EvaluationConfig(Node):
 
 class DecodingConfig(Node):
     mode: Literal["full", "catch_up"]
-    """`full`: every token through all layers; `catch_up`: tokens exit early, their hidden states wait and go through later layers with the next token that gets there."""
+    """`full`: every token through all layers; `catch_up`: tokens exit early, their states pass the later layers later."""
     prompts: list[str]
     """Texts to continue."""
     max_new_tokens: Count
@@ -266,7 +267,7 @@ class ExitPolicyConfig(Node):
     kind: Literal["max_probability", "margin", "entropy", "patience", "fixed_layer", "never"]
     """What makes an exit confident enough."""
     threshold: float | list[float]
-    """For all exits or one per active exit: probability, margin, normalised entropy (exit below it) or agreeing exits in a row."""
+    """For all exits or one per active exit: probability, margin, normalised entropy (exit below it), or agreeing exits."""
     layer: Count | None
     """Exit of `fixed_layer`."""
     active: list[int] | None
@@ -301,14 +302,14 @@ class DebugConfig(Node):
 
 
 class StudyConfig(Node):
-    name: str
+    name: FolderName
     """Folder under multirun/ of a study's runs."""
 
 
 class Config(Node):
     """One run. See `conf/config.yaml` for the values behind `python run.py`."""
 
-    name: str
+    name: FolderName
     """Name of the run; part of its output folder."""
     seed: NonNegative
     """Seed of weights, data order and sampling."""

@@ -1,0 +1,109 @@
+"""What was asked for on the command line, and which of it a task or a choice really reads.
+
+A value from an experiment file may go unread (the same file serves several tasks); one typed on the command line may not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from eellm.config.commandline import Override, parse_override
+from eellm.config.schema import Config, ParallelConfig
+from eellm.errors import Problem
+
+FROM_CHECKPOINT = ("model", "exits", "tokenizer")
+"""Groups that `checkpoint=` brings along."""
+
+_ALWAYS = ("task", "experiment", "study", "machine", "hydra", "name", "seed", "device", "objective", "checkpoint", "resume")
+_TRAINING = ("model", "exits", "loss_weights", "parallel", "schedule", "data", "tokenizer", "optimizer", "lr_schedule")
+_TRAINING += ("precision", "trainer", "logger", "debug")
+
+TASK_READS: dict[str, tuple[str, ...]] = {
+    "quickstart": (*_TRAINING, "evaluation", "decoding", "exit_policy"),
+    "train": _TRAINING,
+    "evaluate": ("data", "parallel", "schedule", "precision", "evaluation", "logger", "trainer.loss_chunk", "trainer.progress"),
+    "generate": ("parallel", "precision", "decoding", "exit_policy", "logger", "trainer.progress"),
+}
+"""Groups, or single keys of a group, that a task reads."""
+
+READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
+    (("loss_weights.initial", "loss_weights.shape"), "loss_weights.kind", ("warmup", "cooldown")),
+    (("loss_weights.steps",), "loss_weights.kind", ("warmup", "cooldown", "rotating")),
+    (("optimizer.momentum",), "optimizer.name", ("sgd",)),
+    (("optimizer.beta1", "optimizer.beta2", "optimizer.eps"), "optimizer.name", ("adam",)),
+    (("tokenizer.path",), "tokenizer.kind", ("file",)),
+    (("tokenizer.vocab_size", "tokenizer.train_megabytes"), "tokenizer.kind", ("byte_bpe",)),
+    (("data.path", "data.pattern"), "data.source", ("text", "jsonl")),
+    (("data.text_field",), "data.source", ("jsonl",)),
+    (("precision.initial_loss_scale", "precision.loss_scale_window"), "precision.dtype", ("fp16",)),
+    (("lr_schedule.min_ratio", "lr_schedule.decay_steps"), "lr_schedule.kind", ("cosine", "linear", "inverse_sqrt")),
+    (("model.rotary_fraction", "model.rotary_base"), "model.position", ("rotary",)),
+    (("decoding.max_pending",), "decoding.mode", ("catch_up",)),
+    (("exit_policy.layer",), "exit_policy.kind", ("fixed_layer",)),
+    (("exit_policy.threshold",), "exit_policy.kind", ("max_probability", "margin", "entropy", "patience")),
+)
+"""(keys, the choice they belong to, the options that read them)."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """`overrides` as typed; `world_size` counts the ranks that an outer launcher started (None: there is none)."""
+
+    overrides: tuple[str, ...] = ()
+    world_size: int | None = None
+
+    @property
+    def parsed(self) -> list[Override]:
+        return [override for override in map(parse_override, self.overrides) if override is not None]
+
+    def data_parallel(self, parallel: ParallelConfig) -> int | None:
+        """Data-parallel size: as given, or what is left of the ranks; None where they do not divide."""
+        if parallel.dp is not None:
+            return parallel.dp
+        if self.world_size is None:
+            return 1
+        left, rest = divmod(self.world_size, parallel.tp * parallel.pp)
+        return None if rest or not left else left
+
+
+def unread_overrides(task: str, request: Request) -> Iterator[Problem]:
+    """Overrides of groups that the task never reads."""
+    reads = TASK_READS[task]
+    for override in request.parsed:
+        known = override.group in Config.model_fields and override.group not in _ALWAYS
+        if not known or (task in ("evaluate", "generate") and override.group in FROM_CHECKPOINT):
+            continue
+        if not any(_covers(read, override.key) for read in reads):
+            tasks = [name for name, groups in TASK_READS.items() if any(_covers(read, override.key) for read in groups)]
+            reason = f"task={task} never reads it"
+            yield Problem(override.key, typed_value(override), reason, f"leave it out, or choose task={' or '.join(tasks)}")
+
+
+def checkpoint_overrides(request: Request) -> Iterator[Problem]:
+    """Overrides of what the checkpoint brings along."""
+    for override in request.parsed:
+        if override.group in FROM_CHECKPOINT:
+            reason = f"`{override.group}` comes from the checkpoint"
+            yield Problem(override.key, typed_value(override), reason, "leave it out")
+
+
+def unread_with_the_choice(groups: dict[str, Any], request: Request) -> Iterator[Problem]:
+    """Overrides of keys that belong to another option than the one chosen."""
+    typed = {override.key: override for override in request.parsed}
+    for keys, choice, options in READ_WITH:
+        group, _, name = choice.partition(".")
+        chosen = getattr(groups.get(group), name, None)
+        for key in keys:
+            if key in typed and chosen is not None and chosen not in options:
+                fix = f"leave it out, or choose {choice}={' or '.join(options)}"
+                yield Problem(key, typed_value(typed[key]), f"{choice}={chosen} never reads it", fix)
+
+
+def typed_value(override: Override) -> str:
+    return override.text.partition("=")[2]
+
+
+def _covers(read: str, key: str) -> bool:
+    return key == read or key.startswith((f"{read}.", f"{read}/", f"{read}@"))

@@ -1,0 +1,123 @@
+"""A run's directory: the contract between runs and everything that reads them afterwards."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from eellm.data.cache import write_atomically
+from eellm.errors import CheckpointError
+
+State = Literal["running", "done", "failed", "preempted"]
+
+_STEP = re.compile(r"step_(\d+)")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Names of the files of a run. Nothing is made until it is written."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def overrides(self) -> Path:
+        """One command-line override a line, as typed."""
+        return self.path / "overrides.txt"
+
+    @property
+    def status_file(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: step, time, name -> value."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def final_metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @classmethod
+    def create(cls, wanted: Path, config_yaml: str, overrides: list[str], fingerprint: str) -> RunDirectory:
+        """Make the directory of a new run; `_2`, `_3`... behind the name where another run has it already."""
+        path, number = wanted, 1
+        while (path / "status.json").exists():
+            number += 1
+            path = wanted.with_name(f"{wanted.name}_{number}")
+        path.mkdir(parents=True, exist_ok=True)
+        run = cls(path)
+        run.describe(config_yaml, overrides, fingerprint)
+        return run
+
+    def describe(self, config_yaml: str, overrides: list[str], fingerprint: str) -> None:
+        """Write config.yaml, add to overrides.txt (a resumed run has been given some before), and begin status.json."""
+        write_atomically(self.config, config_yaml)
+        before = self.overrides.read_text(encoding="utf-8") if self.overrides.exists() else ""
+        write_atomically(self.overrides, before + "".join(f"{override}\n" for override in overrides))
+        self._update_status(fingerprint=fingerprint)
+        self.write_status("running")
+
+    def write_status(self, state: State, error: str | None = None) -> None:
+        """`error` is what went wrong, for `failed` and `preempted`."""
+        now = time.time()
+        started = {"started": now} if state == "running" else {}
+        self._update_status(state=state, error=error, updated=now, **started)
+
+    def status(self) -> dict[str, object]:
+        """state, error, started and updated (seconds since the epoch), fingerprint; empty where there is no run."""
+        return json.loads(self.status_file.read_text(encoding="utf-8")) if self.status_file.exists() else {}
+
+    def write_metrics(self, metrics: dict[str, float]) -> None:
+        """Write metrics.json: the run's final scalars."""
+        write_atomically(self.final_metrics, json.dumps(metrics, indent=2) + "\n")
+
+    def steps(self) -> list[Path]:
+        """Checkpoint folders, oldest first. A checkpoint has its final name only once it is whole."""
+        folders = self.checkpoints.glob("step_*") if self.checkpoints.is_dir() else []
+        return sorted((folder for folder in folders if _STEP.fullmatch(folder.name)), key=lambda folder: int(folder.name[5:]))
+
+    def _update_status(self, **facts: object) -> None:
+        write_atomically(self.status_file, json.dumps({**self.status(), **facts}, indent=2) + "\n")
+
+
+def locate(given: str) -> tuple[RunDirectory, Path | None]:
+    """The run that a path names, and its newest checkpoint, or the one that the path itself names.
+
+    The path may be a run directory, its checkpoints/ folder or one step folder. Raises CheckpointError where there is no
+    run; a run without any checkpoint gives None.
+    """
+    path = Path(given).expanduser()
+    if not path.is_dir():
+        raise CheckpointError(f"{given}: there is no such directory. Give a run directory, e.g. outputs/train/default/<time>.")
+    step = path if _STEP.fullmatch(path.name) else None
+    root = path.parent if step is not None else path
+    run = RunDirectory(root.parent if root.name == "checkpoints" else root)
+    if not run.config.is_file():
+        found = ", ".join(sorted(entry.name for entry in run.path.iterdir())[:8]) or "nothing"
+        raise CheckpointError(f"{given}: not a run directory: looked for {run.config}, found {found}.")
+    steps = run.steps()
+    return run, step or (steps[-1] if steps else None)
+
+
+def unfinished(siblings: Path, fingerprint: str) -> RunDirectory | None:
+    """The newest run in a folder that has this fingerprint, has a checkpoint and is not done."""
+    runs = [RunDirectory(path.parent) for path in siblings.glob("*/status.json")]
+    open_runs = [run for run in runs if run.status().get("fingerprint") == fingerprint and run.status().get("state") != "done"]
+    resumable = [run for run in open_runs if run.steps()]
+    return max(resumable, key=lambda run: float(str(run.status()["started"])), default=None)
