@@ -36,7 +36,10 @@ def _serve(rank: int, world_size: int, stack_file: str, inbox: Any, outbox: Any)
     torch.set_num_threads(1)
     faulthandler.register(signal.SIGUSR2, file=open(stack_file, "w"), all_threads=True)  # noqa: SIM115
     while True:
-        port, function, args = inbox.get()
+        work = inbox.get()
+        if work is None:
+            return
+        port, function, args = work
         try:
             store = dist.TCPStore("127.0.0.1", port, world_size, is_master=rank == 0, wait_for_workers=False)
             dist.init_process_group(
@@ -62,7 +65,7 @@ class Workers:
         folder = tempfile.mkdtemp()
         self.stacks = [Path(folder) / f"rank_{rank}" for rank in range(world_size)]
         self.processes = [
-            context.Process(target=_serve, args=(rank, world_size, str(self.stacks[rank]), inbox, self.outbox), daemon=True)
+            context.Process(target=_serve, args=(rank, world_size, str(self.stacks[rank]), inbox, self.outbox))
             for rank, inbox in enumerate(self.inboxes)
         ]
         for process in self.processes:
@@ -96,8 +99,12 @@ class Workers:
         self.processes[0].join(1)
         return "\n".join(f"rank {rank} hung:\n{self.stacks[rank].read_text()}" for rank in sorted(ranks))
 
-    def stop(self) -> None:
+    def stop(self, patience: float = 0.0) -> None:
+        """Ranks are no daemons, since saving a checkpoint starts processes; an idle rank ends by itself when told to."""
+        for inbox in self.inboxes:
+            inbox.put(None)
         for process in self.processes:
+            process.join(patience)
             process.kill()
         _GROUPS.pop(self.world_size, None)
 
@@ -114,4 +121,4 @@ def run(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
 @atexit.register
 def _stop_all() -> None:
     for workers in list(_GROUPS.values()):
-        workers.stop()
+        workers.stop(patience=5.0)

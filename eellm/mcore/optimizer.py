@@ -1,0 +1,118 @@
+"""megatron-core's optimizer behind the few calls that training needs."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from megatron.core.optimizer import OptimizerConfig as McoreOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from eellm.config.schema import OptimizerConfig, PrecisionConfig
+from eellm.mcore.cpu import cpu_stand_ins
+from eellm.mcore.parts import DTYPES, TransformerConfig
+
+# the only distributed format that another pipeline layout can load
+CHECKPOINT_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """`applied` is False where fp16 met an overflow and the step was skipped; the norm is the global one before clipping."""
+
+    applied: bool
+    grad_norm: float
+
+
+class MegatronOptimizer:
+    """AdamW or SGD on main gradients in fp32, with clipping, loss scaling and optionally sharded states."""
+
+    def __init__(self, optimizer: OptimizerConfig, precision: PrecisionConfig, wrapped: list[Any], config: TransformerConfig):
+        dtype = precision.dtype
+        settings = McoreOptimizerConfig(
+            optimizer=optimizer.name,
+            lr=optimizer.lr,
+            min_lr=0.0,
+            weight_decay=optimizer.weight_decay,
+            adam_beta1=optimizer.beta1,
+            adam_beta2=optimizer.beta2,
+            adam_eps=optimizer.eps,
+            sgd_momentum=optimizer.momentum,
+            # an infinite bound clips nothing and still has the norm computed
+            clip_grad=optimizer.clip_grad or float("inf"),
+            bf16=dtype == "bf16",
+            fp16=dtype == "fp16",
+            params_dtype=DTYPES[dtype],
+            initial_loss_scale=precision.initial_loss_scale,
+            loss_scale_window=precision.loss_scale_window,
+            use_distributed_optimizer=optimizer.distributed,
+            overlap_param_gather=optimizer.overlap_param_gather,
+        )
+        with cpu_stand_ins():
+            self._optimizer = get_megatron_optimizer(settings, wrapped)
+        for group in self.param_groups:  # mcore leaves this to its own scheduler
+            group["weight_decay"] = optimizer.weight_decay * group["wd_mult"]
+        config.grad_scale_func = self._optimizer.scale_loss
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self._optimizer.param_groups
+
+    def set_lr(self, lr: float) -> None:
+        for group in self.param_groups:
+            group["lr"] = lr
+
+    def loss_scale(self) -> float:
+        """The factor on losses: fp16's dynamic scale, otherwise 1."""
+        with cpu_stand_ins():
+            return float(self._optimizer.get_loss_scale())
+
+    def zero_grad(self) -> None:
+        self._optimizer.zero_grad()
+
+    def step(self) -> StepResult:
+        """Unscale, clip, update."""
+        with cpu_stand_ins():
+            applied, norm, _ = self._optimizer.step()
+        return StepResult(bool(applied), float("nan") if norm is None else float(norm))
+
+    def sharded_state(self, model_state: dict[str, Any], is_loading: bool) -> dict[str, Any]:
+        """megatron-core's global view of the optimizer states, in terms of the model's (`Stage.sharded_state_dict`)."""
+        with cpu_stand_ins():
+            if is_loading:
+                for part in self._distributed_parts():
+                    if not part.optimizer.state:  # mcore reads the states' shapes, which torch's optimizers make in their first step
+                        part._init_optimizer_states_with_dummy_values()
+            return self._optimizer.sharded_state_dict(model_state, is_loading=is_loading, metadata=CHECKPOINT_METADATA)
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take what `sharded_state` described and a checkpoint filled in."""
+        with cpu_stand_ins(), contextlib.ExitStack() as stack:
+            for part in self._distributed_parts():
+                stack.enter_context(_step_in_parameter_state(part))
+            self._optimizer.load_state_dict(state)
+            for part in self._distributed_parts():
+                for parameter_state in part.optimizer.state.values():
+                    if "step" in parameter_state:  # mcore hands one tensor to all parameters, and each of them would count it up
+                        parameter_state["step"] = parameter_state["step"].clone()
+
+    def _distributed_parts(self) -> list[DistributedOptimizer]:
+        parts = getattr(self._optimizer, "chained_optimizers", [self._optimizer])
+        return [part for part in parts if isinstance(part, DistributedOptimizer)]
+
+
+def _step_in_parameter_state(part: DistributedOptimizer) -> contextlib.AbstractContextManager:
+    """While loading: torch's Adam keeps `step` in each parameter's state, which mcore 0.16 saves per group and then misses."""
+    set_states = part._set_main_param_and_optimizer_states
+
+    def with_step(parameter: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
+        group, order = part.model_param_group_index_map[parameter]
+        state = part.optimizer.state[part.optimizer.param_groups[group]["params"][order]]
+        set_states(parameter, {"step": state["step"], **tensors} if "step" in state else tensors)
+
+    return mock.patch.object(part, "_set_main_param_and_optimizer_states", with_step)
