@@ -1,0 +1,32 @@
+"""Which directory a run writes to: a new one, or that of the run it continues."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eellm.config.compose import fingerprint, to_yaml
+from eellm.config.schema import Config
+from eellm.errors import CheckpointError
+from eellm.rundir import RunDirectory, locate, unfinished
+
+
+def open_run(config: Config, fresh: Path, overrides: list[str]) -> tuple[Config, RunDirectory]:
+    """Make the run's directory, or open the one that `resume` names.
+
+    `fresh` is where a new run goes; `resume=auto` looks beside it for the newest
+    unfinished run with the same fingerprint. In the returned config `resume` is a path, or None for a new run.
+    Raises CheckpointError where there is nothing to resume from.
+    """
+    if config.resume is None:
+        return config, RunDirectory.create(fresh, to_yaml(config), overrides, fingerprint(config))
+    if config.resume == "auto":
+        run = unfinished(fresh.parent, fingerprint(config))
+        config = config.model_copy(update={"resume": None if run is None else str(run.path)})
+        if run is None:
+            return config, RunDirectory.create(fresh, to_yaml(config), overrides, fingerprint(config))
+    else:
+        run, step = locate(config.resume)
+        if step is None:
+            raise CheckpointError(f"resume={config.resume}: the run has no checkpoint yet: looked for checkpoints/step_*.")
+    run.describe(to_yaml(config), overrides, fingerprint(config))
+    return config, run
