@@ -1,0 +1,72 @@
+"""Training on the ranks that are here: module, strategy, callbacks, Lightning's trainer."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+
+from eellm.config.schema import Config
+from eellm.data.corpus import Corpus
+from eellm.mcore.groups import Groups
+from eellm.metrics.recorder import Recorder
+from eellm.model.spec import ModelSpec, StageSpec
+from eellm.train.checkpoints import Checkpoints
+from eellm.train.module import EarlyExitModule
+from eellm.train.progress import ProgressDisplay
+from eellm.train.strategy import MegatronStrategy
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What is trained, and where its results go. `resume_from` is a checkpoint folder."""
+
+    config: Config
+    spec: ModelSpec
+    plan: list[StageSpec]
+    corpus: Corpus
+    run_dir: Path
+    resume_from: Path | None = None
+
+
+def fit(job: TrainingJob, groups: Groups, recorder: Recorder) -> EarlyExitModule:
+    """Train to trainer.max_steps; returns the module, whose `latest` holds the last metrics. All ranks call this."""
+    config = job.config
+    _quiet_lightning()
+    module = EarlyExitModule(config, job.spec, job.plan, groups, job.corpus, recorder)
+    callbacks: list = [Checkpoints(job.run_dir / "checkpoints", config.trainer)]
+    if groups.is_main and config.trainer.progress != "none":
+        callbacks.append(ProgressDisplay(config.trainer.progress, job.spec.heads, config.trainer.max_steps))
+    trainer = Trainer(
+        strategy=MegatronStrategy(groups),
+        accelerator="gpu" if groups.device.type == "cuda" else "cpu",
+        devices=groups.layout.world_size if groups.device.type == "cpu" else "auto",
+        max_steps=config.trainer.max_steps,
+        val_check_interval=config.trainer.val_every or None,
+        check_val_every_n_epoch=None,
+        limit_val_batches=config.trainer.val_batches if config.trainer.val_every else 0,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        inference_mode=False,
+        detect_anomaly=config.debug.detect_anomaly,
+        default_root_dir=job.run_dir,
+    )
+    trainer.fit(module, ckpt_path=None if job.resume_from is None else str(job.resume_from), weights_only=False)
+    return module
+
+
+def _quiet_lightning() -> None:
+    """Lightning's advice on devices, loggers and loaders is about things that are decided here."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex.*|.*Apex is not installed.*")
+    torch.set_warn_always(False)

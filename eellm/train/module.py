@@ -1,0 +1,172 @@
+"""The Lightning module: one step = zero, run the engine, update; validation of every head; what is logged."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+from eellm.config.schema import Config
+from eellm.data.batch import GlobalBatch
+from eellm.data.batches import loaders
+from eellm.data.corpus import Corpus
+from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
+from eellm.engine.megatron import MegatronEngine
+from eellm.engine.protocol import Losses
+from eellm.mcore.data_parallel import ReductionOptions
+from eellm.mcore.groups import Groups
+from eellm.mcore.optimizer import MegatronOptimizer, StepResult
+from eellm.metrics import names
+from eellm.metrics.flops import training_flops
+from eellm.metrics.recorder import Recorder
+from eellm.metrics.speed import Speedometer, peak_memory_gb
+from eellm.model.loss_weights import exit_weights
+from eellm.model.objective import HeadWeights, ObjectiveOptions
+from eellm.model.spec import ModelSpec, StageSpec
+from eellm.train.lr_schedule import learning_rate
+
+
+class OptimizerAdapter(torch.optim.Optimizer):
+    """What Lightning needs to see of megatron-core's optimizer; the module holds the result of the last step."""
+
+    def __init__(self, optimizer: MegatronOptimizer):
+        self.optimizer, self.defaults = optimizer, {}
+        self.last: StepResult | None = None
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return self.optimizer.param_groups
+
+    @property
+    def state(self) -> dict[Any, Any]:  # type: ignore[override]
+        return {}
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        loss = closure() if closure is not None else None
+        self.last = self.optimizer.step()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}  # saved as sharded tensors by the strategy
+
+
+class EarlyExitModule(LightningModule):
+    """Trains all heads of the stages that this rank holds. Every number it logs is the same on all ranks."""
+
+    def __init__(self, config: Config, spec: ModelSpec, plan: list[StageSpec], groups: Groups, corpus: Corpus, recorder: Recorder):
+        super().__init__()
+        self.automatic_optimization = False
+        self.run_config, self.spec, self.plan, self.groups = config, spec, plan, groups
+        self.corpus, self.recorder = corpus, recorder
+        self.consumed_samples = 0
+        self.chunks = self._build_chunks()
+        self.engine = MegatronEngine(self.chunks, ObjectiveOptions(config.exits.deferred, config.trainer.loss_chunk))
+        self.megatron_optimizer = MegatronOptimizer(config.optimizer, config.precision, self.chunks.wrapped, self.chunks.config)
+        self.engine.grad_scale = self.megatron_optimizer.loss_scale
+        self.latest: dict[str, float] = {}
+        """The last logged value of every metric, for progress displays and the final summary."""
+        self._validation: dict[str, float] = defaultdict(float)
+        self.speed = Speedometer(
+            tokens_per_step=groups.layout.global_batch_size * config.data.sequence_length,
+            flops_per_token=training_flops(spec, config.data.sequence_length),
+            world_size=groups.layout.world_size,
+            synchronise=torch.cuda.synchronize if groups.device.type == "cuda" else lambda: None,
+        )
+
+    def _build_chunks(self) -> Chunks:
+        config, optimizer = self.run_config, self.run_config.optimizer
+        reduction = ReductionOptions(optimizer.distributed, optimizer.overlap_grad_reduce, optimizer.overlap_param_gather)
+        options = ChunkOptions(config.precision.dtype, config.seed, config.trainer.recompute, reduction)
+        return build_chunks(self.spec, self.plan, self.groups, options)
+
+    def configure_optimizers(self) -> OptimizerAdapter:
+        return OptimizerAdapter(self.megatron_optimizer)
+
+    def train_dataloader(self) -> Any:
+        """Built after a checkpoint is restored, so it begins at the first sample that was not consumed."""
+        return self._loaders()[0]
+
+    def val_dataloader(self) -> Any:
+        return self._loaders()[1]
+
+    def _loaders(self) -> Any:
+        return loaders(self.run_config, self.corpus, self.groups.layout, self.groups.dp_rank, self.consumed_samples)
+
+    def head_weights(self, step: int) -> HeadWeights:
+        """Loss weights of the optimizer step `step` (0-based)."""
+        weights = self.run_config.loss_weights
+        exits = exit_weights(weights, step, len(self.spec.exits))
+        values = dict(zip(self.spec.heads, [*exits, weights.final], strict=True))
+        return HeadWeights(values, weights.kind == "token_confidence")
+
+    def on_train_start(self) -> None:
+        self.speed.restart()
+
+    def training_step(self, batch: GlobalBatch, batch_idx: int) -> None:
+        config, step = self.run_config, self.trainer.global_step
+        weights = self.head_weights(step)
+        lr = learning_rate(config.lr_schedule, config.optimizer.lr, step, config.trainer.max_steps)
+        self.megatron_optimizer.set_lr(lr)
+        self.chunks.zero_grad()
+        self.megatron_optimizer.zero_grad()
+        losses = self.engine.run(batch, weights)
+        self.optimizers().step()
+        self.consumed_samples += self.groups.layout.global_batch_size
+        if (step + 1) % config.trainer.log_every == 0:
+            self._log_step(losses, weights, lr)
+
+    def _log_step(self, losses: Losses, weights: HeadWeights, lr: float) -> None:
+        result = self.optimizers().optimizer.last
+        metrics = {names.train_loss(head): mean for head, mean in losses.means.items()}
+        metrics[names.TRAIN_LOSS_TOTAL] = losses.total(weights)
+        metrics |= {names.train_weight(head): weights.values[head] for head in self.spec.heads[:-1]}
+        metrics |= {names.GRAD_NORM: result.grad_norm, names.LEARNING_RATE: lr}
+        if self.run_config.precision.dtype == "fp16":
+            metrics[names.LOSS_SCALE] = self.megatron_optimizer.loss_scale()
+        metrics |= self.speed.lap(self.run_config.trainer.log_every)
+        metrics |= self._memory_by_stage()
+        self._record(metrics)
+
+    def _memory_by_stage(self) -> dict[str, float]:
+        """Peak memory of the hungriest rank of every pipeline stage, on all ranks."""
+        layout = self.groups.layout
+        peaks = torch.zeros(layout.pp, device=self.groups.device)
+        peaks[self.groups.pp_rank] = peak_memory_gb(self.groups.device.type)
+        torch.distributed.all_reduce(peaks, op=torch.distributed.ReduceOp.MAX)
+        return {names.memory_gb(stage): peak for stage, peak in enumerate(peaks.tolist())}
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        self.latest |= metrics
+        self.recorder.log(self.trainer.global_step, metrics)
+        self.log_dict(metrics, logger=False)  # for callbacks that monitor one
+
+    def on_validation_start(self) -> None:
+        self._pause = contextlib.ExitStack()
+        self._pause.enter_context(self.speed.paused())
+
+    def on_validation_end(self) -> None:
+        self._pause.close()
+
+    def validation_step(self, batch: GlobalBatch, batch_idx: int) -> None:
+        losses = self.engine.run(batch, self.head_weights(self.trainer.global_step), forward_only=True)
+        self._validation["tokens"] += losses.num_tokens
+        for head, mean in losses.means.items():
+            self._validation[head] += mean * losses.num_tokens
+
+    def on_validation_epoch_end(self) -> None:
+        tokens = self._validation.pop("tokens", 0.0)
+        if tokens:
+            self._record({names.val_loss(head): total / tokens for head, total in self._validation.items()})
+        self._validation.clear()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["consumed_samples"] = self.consumed_samples
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.consumed_samples = checkpoint["consumed_samples"]
