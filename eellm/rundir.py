@@ -50,6 +50,11 @@ class RunDirectory:
         return self.path / "tokenizer.json"
 
     @property
+    def corpus(self) -> Path:
+        """Where the tokenised corpus lies in the cache, for the run's ranks."""
+        return self.path / "corpus.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -238,6 +238,8 @@ class EvaluationConfig(Node):
     """Held-out global batches to evaluate."""
     thresholds: list[Fraction]
     """Confidence thresholds of the trade-off table."""
+    speed_thresholds: list[Fraction]
+    """Thresholds at which decoding is timed against full depth."""
     calibration_bins: Count
     """Bins of the expected calibration error."""
 

@@ -40,9 +40,12 @@ class ChunkOptions:
     """How chunks are built; see the config's `precision`, `seed` and `trainer.recompute`."""
 
     dtype: str = "fp32"
-    seed: int = 1
+    seed: int | None = 1
+    """None: weights are loaded, nothing is initialised."""
     recompute: str = "none"
     reduction: ReductionOptions = ReductionOptions()
+    trainable: bool = True
+    """False: no gradient buffers; the schedules then run the bare stages, forward only."""
 
 
 def build_stages(
@@ -63,9 +66,10 @@ def build_stages(
 
 
 def build_chunks(spec: ModelSpec, plan: list[StageSpec], groups: Groups, options: ChunkOptions) -> Chunks:
-    """Everything that a rank trains or evaluates."""
+    """All chunks of a rank, to train or to evaluate."""
     config = transformer_config(spec, groups.layout, options.dtype, on_cpu=groups.device.type == "cpu")
     stages = build_stages(spec, plan, groups, config, options.seed)
     for stage in stages:
         stage.set_recompute(options.recompute)
-    return Chunks(spec, groups, config, stages, wrap(stages, config, groups, options.reduction))
+    wrapped = wrap(stages, config, groups, options.reduction) if options.trainable else stages
+    return Chunks(spec, groups, config, stages, wrapped)

@@ -54,15 +54,13 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cpu")
 
 
-def init_process_group(device: torch.device, timeout_minutes: float = 30) -> None:
-    """Join the ranks that the environment names, or stand alone where it names none."""
-    if dist.is_initialized():
-        return
+def init_process_group(device: torch.device, alone: bool = False, timeout_minutes: float = 30) -> None:
+    """Join the ranks that the environment names; stand alone where it names none, or when asked to."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = datetime.timedelta(minutes=timeout_minutes)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if "RANK" in os.environ:
+    if "RANK" in os.environ and not alone:
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)

@@ -1,0 +1,84 @@
+"""`python run.py`: train a small early-exit model, evaluate its exits, decode with them, and show all of it."""
+
+from __future__ import annotations
+
+import torch
+
+from eellm.config.schema import Config
+from eellm.data.corpus import Corpus
+from eellm.decoding.benchmark import speed_against_quality
+from eellm.metrics import names
+from eellm.metrics.recorder import Recorder
+from eellm.metrics.tables import TableRow
+from eellm.model.stage import Stage
+from eellm.tasks import train as train_task
+from eellm.tasks.context import TaskContext
+from eellm.tasks.evaluate import evaluate_exits
+from eellm.tasks.generate import continue_prompts, write_generations
+from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
+from eellm.tasks.trained import load_trained
+
+NUM_PROMPTS, PROMPT_TOKENS = 4, 48
+
+prepare = train_task.prepare
+
+
+def run(context: TaskContext) -> dict[str, float]:
+    trained = TaskContext(context.config.model_copy(update={"checkpoint": str(context.run_dir)}), context.run_dir)
+    with recording(context) as (recorder, final):
+        with process_group(context.config) as device:
+            final |= train_task.train(context, recorder, device)
+            final |= evaluate_exits(trained, recorder, device)
+        if is_main_rank():
+            with process_group(context.config, alone=True) as device:
+                final |= decode(trained, recorder, device)
+            _report(context, recorder)
+    return final
+
+
+def decode(context: TaskContext, recorder: Recorder, device: torch.device) -> dict[str, float]:
+    """Speed against quality on held-out prompts, and the samples; the model fits one rank here."""
+    config, corpus = on_one_rank(context.config), Corpus.load(context.run.corpus)
+    alone = TaskContext(config, context.run_dir)
+    plan = Plan.of(config, corpus.vocab_size)
+    with groups_of(plan, device, config.seed) as groups:
+        stage = load_trained(config, plan, groups).stages[0]
+        rows = speed_against_quality(
+            stage, held_out_prompts(corpus), config.decoding, config.exit_policy, config.evaluation.speed_thresholds
+        )
+        write_generations(alone, list(continue_prompts(alone, stage)))
+    recorder.table("speed_quality", rows)
+    return best_lossless(rows)
+
+
+def on_one_rank(config: Config) -> Config:
+    single = {"tp": 1, "pp": 1, "vp": 1, "dp": 1, "sequence_parallel": False, "layers_per_stage": None}
+    return config.model_copy(update={"parallel": config.parallel.model_copy(update=single)})
+
+
+def held_out_prompts(corpus: Corpus) -> list[list[int]]:
+    """Beginnings of held-out windows, spread over the held-out text."""
+    windows = corpus.open("validation")
+    count = min(NUM_PROMPTS, len(windows))
+    return [windows[index * len(windows) // count]["tokens"][:PROMPT_TOKENS].tolist() for index in range(count)]
+
+
+def best_lossless(rows: list[TableRow]) -> dict[str, float]:
+    """The fastest setting that keeps at least 95 % of full depth's tokens."""
+    faithful = [row for row in rows if row["agreement"] >= 0.95]
+    best = max(faithful, key=lambda row: row["speedup"])
+    return {
+        names.GENERATE_TOKENS_PER_SECOND: best["tokens_per_second"],
+        names.GENERATE_SPEEDUP: best["speedup"],
+        names.GENERATE_AGREEMENT: best["agreement"],
+        names.GENERATE_MEAN_LAYERS: best["mean_layers"],
+    }
+
+
+def _report(context: TaskContext, recorder: Recorder) -> None:
+    from eellm.report.html import build_report
+    from eellm.report.terminal import print_report
+
+    page = build_report(context.run_dir)
+    recorder.html("report", page.read_text(encoding="utf-8"))
+    print_report(context.run_dir)

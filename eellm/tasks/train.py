@@ -1,0 +1,49 @@
+"""`task=train`: train a model from scratch, or continue a run."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import torch
+
+from eellm.data.corpus import Corpus, prepare_corpus
+from eellm.metrics.recorder import Recorder
+from eellm.rundir import locate
+from eellm.tasks.context import TaskContext
+from eellm.tasks.session import Plan, groups_of, process_group, recording
+
+
+def prepare(context: TaskContext) -> None:
+    """Tokenise the corpus, or find it in the cache; ranks open it by what is written here."""
+    corpus = prepare_corpus(context.config)
+    corpus.save(context.run.corpus)
+    shutil.copyfile(corpus.tokenizer, context.run.tokenizer)
+
+
+def run(context: TaskContext) -> dict[str, float]:
+    with process_group(context.config) as device, recording(context, resume_step(context)) as (recorder, final):
+        final |= train(context, recorder, device)
+    return final
+
+
+def resume_checkpoint(context: TaskContext) -> Path | None:
+    return None if context.config.resume is None else locate(context.config.resume)[1]
+
+
+def resume_step(context: TaskContext) -> int | None:
+    """Step of the checkpoint that a resumed run begins with."""
+    checkpoint = resume_checkpoint(context)
+    return None if checkpoint is None else int(re.sub(r"\D", "", checkpoint.name))
+
+
+def train(context: TaskContext, recorder: Recorder, device: torch.device) -> dict[str, float]:
+    """Train on the ranks of the process group; returns the last value of every metric, equal on all ranks."""
+    from eellm.train.fit import TrainingJob, fit
+
+    config, corpus = context.config, Corpus.load(context.run.corpus)
+    plan = Plan.of(config, corpus.vocab_size)
+    job = TrainingJob(config, plan.spec, plan.stages, corpus, context.run_dir, resume_checkpoint(context))
+    with groups_of(plan, device, config.seed) as groups:
+        return dict(fit(job, groups, recorder).latest)
