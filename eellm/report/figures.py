@@ -1,0 +1,299 @@
+"""The figures of a run, drawn once for PNG files and for the page. Lines differ by colour, dash and marker, so that
+they can be told apart in grey. Nothing global is touched: figures are made without pyplot, on the Agg canvas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eellm.metrics.names import FINAL, TRAIN_LOSS, VAL_LOSS, depth, share_column
+from eellm.metrics.tables import Cell
+from eellm.report.number_text import percent, threshold
+from eellm.report.palette import Ink, paper_ink
+from eellm.report.run_record import Curve, RunRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SIZE = (4.9, 3.2)
+DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1))]
+MARKERS = "osD^vPX*<>"
+MOST_POINTS = 600
+START_SHARE = 0.08
+"""Share of a run whose fast first fall may leave the top of a loss plot, so that the end is legible."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure that can be drawn in any ink: file name, what it shows, and how."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[Axes, Ink], None]
+
+    def figure(self, ink: Ink) -> Figure:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=SIZE, layout="constrained", facecolor=ink.background)
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        _frame(axes, ink)
+        self.draw(axes, ink)
+        return figure
+
+
+def plots(record: RunRecord) -> list[Plot]:
+    """The figures that a run has data for."""
+    train, validation = record.curves(TRAIN_LOSS), record.curves(VAL_LOSS)
+    trailing = validation if _longest(validation) >= 3 else train
+    found: list[Plot | None] = [
+        _loss_plot("loss_train", "Training loss", train),
+        _loss_plot("loss_validation", "Validation loss", validation),
+        _gap_plot(trailing),
+        _speed_plot(record),
+        _share_plot(record),
+        _trade_off_plot(record),
+        _reliability_plot(record),
+    ]
+    return [plot for plot in found if plot is not None]
+
+
+def save_figures(record: RunRecord, folder: Path) -> list[Path]:
+    """Write every figure as a PNG on white."""
+    ink, paths = paper_ink(record.heads), []
+    for plot in plots(record):
+        folder.mkdir(parents=True, exist_ok=True)
+        paths.append(folder / f"{plot.name}.png")
+        figure = plot.figure(ink)
+        figure.suptitle(plot.title, fontsize=11, x=0.01, ha="left", color=ink.text)
+        figure.savefig(paths[-1], dpi=160)
+    return paths
+
+
+def _longest(curves: dict[str, Curve]) -> int:
+    return max((len(curve.steps) for curve in curves.values()), default=0)
+
+
+def _loss_plot(name: str, title: str, curves: dict[str, Curve]) -> Plot | None:
+    if _longest(curves) < 2:
+        return None
+    heads = list(curves)
+
+    def draw(axes: Axes, ink: Ink) -> None:
+        for head, curve in curves.items():
+            _line(axes, _thinned(curve), _style(heads, head, ink))
+        axes.set_ylim(*_legible_range(list(curves.values())))
+        axes.set_xlabel("optimizer steps")
+        axes.set_ylabel("nats per token")
+        _legend(axes, ink)
+
+    return Plot(name, title, f"{title} of every head over the run, in nats per token.", draw)
+
+
+def _gap_plot(curves: dict[str, Curve]) -> Plot | None:
+    final = curves.get(FINAL)
+    exits = [head for head in curves if head != FINAL]
+    if final is None or not exits or len(final.steps) < 3:
+        return None
+    reference = dict(zip(final.steps, final.values, strict=True))
+
+    def draw(axes: Axes, ink: Ink) -> None:
+        for head in exits:
+            points = [(step, value - reference[step]) for step, value in _points(curves[head]) if step in reference]
+            style = _style(list(curves), head, ink)
+            _line(axes, _thinned(Curve([step for step, _ in points], [gap for _, gap in points])), style)
+        axes.axhline(0.0, color=ink.heads[FINAL], linewidth=1.4, label=FINAL)
+        axes.set_xlabel("optimizer steps")
+        axes.set_ylabel("nats per token above final")
+        _legend(axes, ink)
+
+    caption = "How far each exit is behind the final head: its loss minus the final head's at the same step."
+    return Plot("exit_gap", "Distance of the exits", caption, draw)
+
+
+def _speed_plot(record: RunRecord) -> Plot | None:
+    rows = [row for row in record.early_exit if _all_numbers(row, "agreement", "speedup")]
+    if not rows:
+        return None
+
+    def draw(axes: Axes, ink: Ink) -> None:
+        points = sorted((_float(row, "agreement"), _float(row, "speedup"), threshold(row.get("threshold"))) for row in rows)
+        axes.axhline(1.0, color=ink.muted, linewidth=1.0, linestyle=(0, (2, 2)))
+        quality, speed = [point[0] for point in points], [point[1] for point in points]
+        axes.plot(quality, speed, color=ink.text, linewidth=1.4, marker="o", markersize=5, zorder=3)
+        axes.plot([1.0], [1.0], color=ink.text, marker="D", markersize=7, markerfacecolor=ink.background, zorder=4, clip_on=False)
+        _name_points(axes, ink, [*points, (1.0, 1.0, "full depth")])
+        axes.margins(x=0.12, y=0.18)
+        axes.set_xlabel("tokens equal to full depth")
+        axes.set_ylabel("speed, times full depth")
+        axes.xaxis.set_major_formatter(lambda value, _: percent(value))
+
+    caption = "Speed against quality of generated text by threshold. Above the dotted line early exit is faster than full depth."
+    return Plot("speed_quality", "Speed against quality", caption, draw)
+
+
+def _share_plot(record: RunRecord) -> Plot | None:
+    rows = record.early_exit or record.trade_off
+    heads = [head for head in record.heads if any(share_column(head) in row for row in rows)]
+    if not rows or not heads:
+        return None
+
+    def draw(axes: Axes, ink: Ink) -> None:
+        names = [threshold(row.get("threshold")) for row in rows]
+        starts = [0.0] * len(rows)
+        for head in heads:
+            widths = [_float(row, share_column(head)) for row in rows]
+            bars = {"color": ink.heads[head], "edgecolor": ink.background, "linewidth": 1.2, "label": head}
+            axes.barh(range(len(rows)), widths, left=starts, height=0.72, **bars)
+            starts = [start + width for start, width in zip(starts, widths, strict=True)]
+        axes.set_yticks(range(len(rows)), names)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(lambda value, _: percent(value))
+        axes.grid(False, axis="y")
+        axes.set_xlabel("share of tokens")
+        axes.set_ylabel("threshold")
+        _legend(axes, ink)
+
+    source = "generated tokens" if record.early_exit else "held-out tokens"
+    return Plot("shares", "Where tokens leave", f"Share of {source} that leave at each exit, by threshold.", draw)
+
+
+def _trade_off_plot(record: RunRecord) -> Plot | None:
+    rows = [row for row in record.trade_off if _all_numbers(row, "mean_layers", "accuracy")]
+    if not rows:
+        return None
+    fixed_rows = [row for row in record.exits if _all_numbers(row, "layer", "accuracy")]
+
+    def draw(axes: Axes, ink: Ink) -> None:
+        points = sorted((_float(row, "mean_layers"), _float(row, "accuracy"), threshold(row.get("threshold"))) for row in rows)
+        depths, accuracies = [point[0] for point in points], [point[1] for point in points]
+        axes.plot(depths, accuracies, color=ink.text, linewidth=1.4, marker=".", markersize=8, label="by threshold", zorder=3)
+        _name_points(axes, ink, points)
+        heads = [str(row["head"]) for row in fixed_rows]
+        for row, head in zip(fixed_rows, heads, strict=True):
+            style = _style(heads, head, ink)
+            axes.plot(
+                [_float(row, "layer")], [_float(row, "accuracy")], linestyle="none", label=head,
+                marker=style["marker"], markersize=7, color=style["color"], markeredgecolor=ink.text, markeredgewidth=0.7,
+            )  # fmt: skip
+        axes.margins(x=0.08, y=0.15)
+        axes.set_xlabel("mean layers per token")
+        axes.set_ylabel("accuracy")
+        axes.yaxis.set_major_formatter(lambda value, _: percent(value, 1))
+        _legend(axes, ink)
+
+    caption = (
+        "Accuracy on held-out text against mean depth when tokens leave by threshold, and when all of them use one head "
+        "(markers): a line above the markers means that confidence picks the right tokens to leave early."
+    )
+    return Plot("trade_off", "Depth against accuracy", caption, draw)
+
+
+def _reliability_plot(record: RunRecord) -> Plot | None:
+    rows = [row for row in record.reliability if _all_numbers(row, "confidence", "accuracy")]
+    if not rows:
+        return None
+    heads = sorted({str(row["head"]) for row in rows}, key=depth)
+
+    def draw(axes: Axes, ink: Ink) -> None:
+        axes.plot([0, 1], [0, 1], color=ink.muted, linewidth=1.0, linestyle=(0, (2, 2)))
+        for head in heads:
+            own = sorted((_float(row, "confidence"), _float(row, "accuracy")) for row in rows if row["head"] == head)
+            _line(axes, Curve([x for x, _ in own], [y for _, y in own]), _style(heads, head, ink))
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("confidence")
+        axes.set_ylabel("share that is right")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _: percent(value))
+        _legend(axes, ink)
+
+    caption = "How often a head is right at a given confidence. On the dotted line its confidence can be taken at its word."
+    return Plot("reliability", "Calibration", caption, draw)
+
+
+def _points(curve: Curve) -> list[tuple[float, float]]:
+    return list(zip(curve.steps, curve.values, strict=True))
+
+
+def _thinned(curve: Curve) -> Curve:
+    """At most MOST_POINTS points: the page carries its figures inside."""
+    stride = max(1, math.ceil(len(curve.steps) / MOST_POINTS))
+    return Curve(curve.steps[::stride], curve.values[::stride])
+
+
+def _legible_range(curves: Sequence[Curve]) -> tuple[float, float]:
+    """y limits that leave out the fast fall at the start."""
+    last = max(max(curve.steps) for curve in curves)
+    values = [value for curve in curves for step, value in _points(curve) if step >= START_SHARE * last and math.isfinite(value)]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    margin = 0.06 * (high - low) or 0.1
+    return low - margin, high + margin
+
+
+def _style(heads: Sequence[str], head: str, ink: Ink) -> dict[str, Any]:
+    index = heads.index(head)
+    if head == FINAL:
+        return {"color": ink.heads[head], "linestyle": "-", "marker": "o", "linewidth": 2.0, "label": head}
+    marker, dashes = MARKERS[1 + index % (len(MARKERS) - 1)], DASHES[(index + 1) % len(DASHES)]
+    return {"color": ink.heads[head], "linestyle": dashes, "marker": marker, "linewidth": 1.6, "label": head}
+
+
+def _line(axes: Axes, curve: Curve, style: dict[str, Any]) -> None:
+    spacing = max(1, len(curve.steps) // 8)
+    axes.plot(curve.steps, curve.values, markevery=spacing, markersize=4.5, **style)
+
+
+def _name_points(axes: Axes, ink: Ink, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write names beside points; points that (nearly) coincide share one label."""
+    width = max(point[0] for point in points) - min(point[0] for point in points) or 1.0
+    height = max(point[1] for point in points) - min(point[1] for point in points) or 1.0
+    groups: list[list[tuple[float, float, str]]] = []
+    for point in sorted(points):
+        near = groups and abs(point[0] - groups[-1][0][0]) < 0.04 * width and abs(point[1] - groups[-1][0][1]) < 0.08 * height
+        if near:
+            groups[-1].append(point)
+        else:
+            groups.append([point])
+    for group in groups:
+        text = ", ".join(name for _, _, name in group)
+        axes.annotate(
+            text, group[0][:2], xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8, color=ink.text, zorder=5
+        )
+
+
+def _frame(axes: Axes, ink: Ink) -> None:
+    axes.set_facecolor(ink.background)
+    axes.grid(True, color=ink.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(ink.muted)
+    axes.tick_params(colors=ink.muted, labelsize=8.5, length=3)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_color(ink.muted)
+        axis.label.set_fontsize(9)
+
+
+def _legend(axes: Axes, ink: Ink) -> None:
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=5, borderaxespad=0.2, frameon=False, fontsize=7.5,
+        labelcolor=ink.text, handlelength=2.3, columnspacing=1.1, handletextpad=0.5,
+    )  # fmt: skip
+
+
+def _all_numbers(row: dict[str, Cell], *columns: str) -> bool:
+    return all(isinstance(row.get(column), (int, float)) for column in columns)
+
+
+def _float(row: dict[str, Cell], column: str) -> float:
+    value = row.get(column)
+    return float(value) if isinstance(value, (int, float)) else 0.0

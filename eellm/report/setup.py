@@ -1,0 +1,78 @@
+"""What was trained, on what layout: the model and the stages behind a run's config, and how much there is of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from eellm.config.schema import Config
+from eellm.layout import ParallelLayout
+from eellm.metrics.names import TRAIN_LOSS, heads_in
+from eellm.model.spec import (
+    ModelSpec,
+    StageSpec,
+    build_layout,
+    build_spec,
+    head_parameters,
+    layer_parameters,
+    plan_stages,
+)
+from eellm.report.run_record import RunRecord
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run's config, resolved."""
+
+    config: Config
+    spec: ModelSpec
+    layout: ParallelLayout
+    stages: list[StageSpec]
+
+    @property
+    def parameters(self) -> int:
+        """Weights of all matrices; norms and biases are not counted."""
+        spec = self.spec
+        matrix = spec.padded_vocab_size * spec.hidden_size
+        bodies = sum(head_parameters(spec, exit_) - matrix for exit_ in spec.exits)
+        own_outputs = sum(not exit_.tie_output for exit_ in spec.exits) + (not spec.tie_embeddings)
+        return spec.num_layers * layer_parameters(spec) + bodies + (1 + own_outputs) * matrix
+
+    @property
+    def exit_cost_in_layers(self) -> float:
+        """Weights that the cheapest exit reads per token, in units of one decoder layer's."""
+        return min(head_parameters(self.spec, exit_) for exit_ in self.spec.exits) / layer_parameters(self.spec)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.config.data.global_batch_size * self.config.data.sequence_length
+
+
+def read_setup(record: RunRecord) -> Setup | None:
+    """The setup of a run, or None where its config is missing or not of this version."""
+    try:
+        config = Config.model_validate(record.config)
+    except ValidationError:
+        return None
+    vocab_size = config.model.vocab_size or tokenizer_size(record.run_dir / "tokenizer.json") or config.tokenizer.vocab_size
+    if vocab_size is None:
+        return None
+    spec, layout = build_spec(config, vocab_size), build_layout(config)
+    return Setup(config, spec, layout, plan_stages(spec, layout, config.parallel.layers_per_stage, config.exits.boundary))
+
+
+def tokenizer_size(path: Path) -> int | None:
+    """Entries of a tokenizer.json; None where there is no file."""
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    added = [token["id"] for token in content.get("added_tokens", [])]
+    return 1 + max([*content["model"]["vocab"].values(), *added])
+
+
+def trained_steps(record: RunRecord) -> int:
+    """Last optimizer step with a training loss; 0 for a run that did not train."""
+    return int(max((row["step"] for row in record.rows if heads_in(TRAIN_LOSS, row)), default=0))
