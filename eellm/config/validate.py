@@ -111,11 +111,11 @@ def matrices_divide_over_tp(model: ModelConfig, parallel: ParallelConfig, tokeni
     tp = parallel.tp
     parts = {
         "model.num_attention_heads": model.num_attention_heads,
-        "model.num_query_groups": model.num_query_groups or model.num_attention_heads,
+        "model.num_query_groups": model.num_query_groups,
         "model.ffn_hidden_size": resolved_ffn(model),
     }
     for path, size in parts.items():
-        if size % tp:
+        if size is not None and size % tp:
             yield Problem(path, size, f"not divisible by parallel.tp={tp}", f"choose a multiple of {tp}, or another parallel.tp")
     vocab = model.vocab_size or (tokenizer.vocab_size if tokenizer.kind == "byte_bpe" else None)
     padded = None if vocab is None else -(-vocab // model.vocab_multiple) * model.vocab_multiple
@@ -263,7 +263,7 @@ def policy_fits_the_exits(model: ModelConfig, exits: ExitsConfig, exit_policy: E
     unknown = [layer for layer in active if layer not in layers]
     if unknown:
         yield Problem("exit_policy.active", active, f"there is no exit after layer {unknown[0]}", f"choose from {layers}")
-    elif active != sorted(set(active)):
+    elif exit_policy.active is not None and active != sorted(set(active)):
         yield Problem("exit_policy.active", active, "the layers must increase", f"exit_policy.active={sorted(set(active))}")
     threshold = exit_policy.threshold
     if isinstance(threshold, list) and len(threshold) != len(active):

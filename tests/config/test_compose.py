@@ -1,0 +1,104 @@
+"""Round trips, fingerprints, and what a saved run brings along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eellm.config.compose import compose, fingerprint, from_yaml, to_yaml
+from eellm.errors import CheckpointError, ConfigError
+
+
+def test_python_run_py_alone_is_the_quickstart() -> None:
+    config = compose()
+    assert config.task.name == "quickstart"
+    assert (config.model.num_layers, config.model.hidden_size, config.model.num_attention_heads) == (8, 128, 4)
+    assert config.exits.layers == [2, 4, 6]
+    assert config.study is None
+
+
+@pytest.mark.parametrize("overrides", [[], ["experiment=eellm_30b"], ["exits.layers=[0.25,0.5]", "exits.head=[norm,mlp]"]])
+def test_yaml_round_trip(overrides: list[str]) -> None:
+    config = compose(overrides)
+    again = from_yaml(to_yaml(config))
+    assert again == config
+    assert [type(layer) for layer in again.exits.layers] == [type(layer) for layer in config.exits.layers]
+
+
+def test_the_config_is_read_only() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        compose().optimizer.lr = 1.0
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=2", "model.num_layers=9", "exits.head=mlp", "loss_weights.values=0.1", "data.sequence_length=64", "optimizer.lr=0.1"]
+    + [
+        "tokenizer.vocab_size=300",
+        "lr_schedule.kind=linear",
+        "precision=bf16",
+        "data.global_batch_size=32",
+        "trainer.max_steps=9",
+    ]
+    + ["debug=overfit"],
+)
+def test_the_fingerprint_follows_what_is_trained(override: str) -> None:
+    assert fingerprint(compose(["task=train", override])) != fingerprint(compose(["task=train"]))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["name=other", "parallel=pp2", "data.micro_batch_size=4", "optimizer=adam_distributed", "logger=csv", "trainer.val_every=7"]
+    + ["exits.boundary=start", "device=cpu", "data.cache_dir=elsewhere", "resume=auto"],
+)
+def test_the_fingerprint_ignores_how_it_is_run(override: str) -> None:
+    assert fingerprint(compose(["task=train", override])) == fingerprint(compose(["task=train"]))
+
+
+def test_decay_steps_decide_not_the_length_of_the_run() -> None:
+    ends = ["task=train", "lr_schedule.decay_steps=400"]
+    assert fingerprint(compose([*ends, "trainer.max_steps=100"])) == fingerprint(compose(ends))
+
+
+@pytest.mark.parametrize("where", ["", "checkpoints", "checkpoints/step_0000002"])
+def test_a_checkpoint_brings_its_model_along(saved_run: Path, where: str) -> None:
+    config = compose(["task=evaluate", f"checkpoint={saved_run / where}"])
+    assert config.model.num_layers == 4
+    assert config.exits.layers == [1, 3]
+    assert config.tokenizer.vocab_size == 512
+    assert config.model.max_positions == 64
+    assert config.data.sequence_length == 64
+
+
+def test_the_corpus_is_the_checkpoints_unless_another_is_asked_for(saved_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("text")
+    asked = ["data=text", f"data.path={tmp_path / 'book.txt'}"]
+    config = compose(["task=evaluate", f"checkpoint={saved_run}", *asked])
+    assert (config.data.source, config.data.sequence_length) == ("text", 256)
+    config = compose(["task=evaluate", f"checkpoint={saved_run}", "data.micro_batch_size=2"])
+    assert (config.data.sequence_length, config.data.micro_batch_size) == (64, 2)
+
+
+def test_an_unusable_checkpoint_says_what_was_found(saved_run: Path, tmp_path: Path) -> None:
+    for path, words in ((tmp_path / "nowhere", "no such directory"), (tmp_path, "found outputs")):
+        with pytest.raises(CheckpointError, match=words):
+            compose(["task=evaluate", f"checkpoint={path}"])
+    (saved_run / "checkpoints" / "step_0000002").rmdir()
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        compose(["task=generate", f"checkpoint={saved_run}"])
+    (saved_run / "config.yaml").write_text("{}")
+    with pytest.raises(CheckpointError, match="it has no model"):
+        compose(["task=train", f"resume={saved_run}"])
+
+
+def test_a_resumed_run_keeps_its_config_but_for_the_overrides(saved_run: Path) -> None:
+    config = compose(["task=train", f"resume={saved_run}", "trainer.max_steps=77", "parallel=pp2", "optimizer.lr=0.5"])
+    assert (config.model.num_layers, config.exits.layers, config.data.sequence_length) == (4, [1, 3], 64)
+    assert (config.trainer.max_steps, config.parallel.pp, config.optimizer.lr) == (77, 2, 0.5)
+    assert config.resume == str(saved_run)
+
+
+def test_a_config_file_with_an_unknown_key_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.lr_"):
+        from_yaml(to_yaml(compose()).replace("  lr:", "  lr_:"))

@@ -1,0 +1,243 @@
+"""Every rule, as the command line breaks it: the overrides and the paths that the error must name."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from eellm.config import validate
+from eellm.config.compose import compose
+from eellm.config.parse import known_keys
+from eellm.errors import ConfigError
+
+TRAIN = "task=train"
+EVALUATE = ["task=evaluate", "checkpoint=RUN"]
+GENERATE = ["task=generate", "checkpoint=RUN"]
+
+BROKEN: list[tuple[list[str], set[str]]] = [
+    # exits
+    (["exits.layers=[2,9]"], {"exits.layers"}),
+    (["exits.layers=[0,2]"], {"exits.layers"}),
+    (["exits.layers=[2,2,4]"], {"exits.layers"}),
+    (["exits.layers=[4,2]"], {"exits.layers"}),
+    (["exits.layers=[0.5,1.5]"], {"exits.layers"}),
+    (["exits.layers=[0.0]"], {"exits.layers"}),
+    (["exits.layers=[0.25,0.26]"], {"exits.layers"}),
+    (["exits.head=[norm,mlp]"], {"exits.head"}),
+    (["exits.tie_output=[true]"], {"exits.tie_output"}),
+    (["exits.temperature=[1.0,2.0]"], {"exits.temperature"}),
+    # loss weights
+    (["loss_weights.values=[0.1,0.2]"], {"loss_weights.values"}),
+    (["loss_weights=warmup", "loss_weights.initial=[0.1]"], {"loss_weights.initial"}),
+    (["loss_weights=warmup", "loss_weights.steps=0"], {"loss_weights.steps"}),
+    (["loss_weights=rotating", "loss_weights.steps=0"], {"loss_weights.steps"}),
+    # model
+    (["model.num_attention_heads=3"], {"model.hidden_size"}),
+    (["model.num_query_groups=3"], {"model.num_attention_heads"}),
+    (["model.rotary_fraction=0.1"], {"model.rotary_fraction"}),
+    (["model.head_dim=33"], {"model.rotary_fraction"}),
+    (["model.position=learned", "model.max_positions=128"], {"model.max_positions"}),
+    (["model.vocab_size=1024"], {"model.vocab_size"}),
+    (["model.attention=flash_attn", "device=cpu", "precision=bf16"], {"model.attention"}),
+    (["model.attention=transformer_engine"], {"model.attention"}),
+    # tensor parallelism
+    (
+        [TRAIN, "parallel.tp=3"],
+        {"model.num_attention_heads", "model.vocab_multiple"},
+    ),
+    ([TRAIN, "parallel.tp=4", "model.num_query_groups=2"], {"model.num_query_groups"}),
+    ([TRAIN, "parallel.tp=4", "model.ffn_hidden_size=250"], {"model.ffn_hidden_size"}),
+    ([TRAIN, "parallel.tp=2", "model.vocab_multiple=1", "model.vocab_size=2049"], {"model.vocab_multiple"}),
+    (["parallel.sequence_parallel=true"], {"parallel.sequence_parallel"}),
+    ([TRAIN, "parallel.tp=2", "parallel.sequence_parallel=true", "data.sequence_length=255"], {"data.sequence_length"}),
+    # pipeline parallelism
+    ([TRAIN, "parallel.pp=3"], {"model.num_layers"}),
+    ([TRAIN, "parallel=pp2_vp2", "model.num_layers=6"], {"model.num_layers"}),
+    ([TRAIN, "parallel.pp=2", "parallel.layers_per_stage=[8]"], {"parallel.layers_per_stage"}),
+    ([TRAIN, "parallel.pp=2", "parallel.layers_per_stage=[4,5]"], {"parallel.layers_per_stage"}),
+    ([TRAIN, "parallel.vp=2"], {"parallel.vp"}),
+    ([TRAIN, "schedule=interleaved", "parallel=pp2"], {"schedule.name"}),
+    ([TRAIN, "schedule=one_f_one_b", "parallel=pp2_vp2"], {"schedule.name"}),
+    ([TRAIN, "parallel=pp2_vp2", "data.global_batch_size=24"], {"data.global_batch_size"}),
+    ([TRAIN, "parallel=pp2_vp2", "data.global_batch_size=8"], {"data.global_batch_size"}),
+    # batch and ranks
+    (["data.global_batch_size=12"], {"data.global_batch_size"}),
+    ([TRAIN, "parallel.dp=3"], {"data.global_batch_size"}),
+    ([TRAIN, "optimizer.overlap_param_gather=true"], {"optimizer.overlap_param_gather"}),
+    ([TRAIN, "optimizer=adam_distributed", "optimizer.overlap_grad_reduce=false"], {"optimizer.overlap_param_gather"}),
+    ([TRAIN, "optimizer=sgd", "optimizer.distributed=true"], {"optimizer.distributed"}),
+    # out of scope
+    (["parallel.cp=2"], {"parallel.cp"}),
+    (["parallel.context_parallel_size=2"], {"parallel.context_parallel_size"}),
+    (["parallel.ep=2"], {"parallel.ep"}),
+    (["parallel.expert_parallel=2"], {"parallel.expert_parallel"}),
+    (["model.num_experts=8"], {"model.num_experts"}),
+    # learning rate
+    (["lr_schedule.decay_steps=40"], {"lr_schedule.warmup_steps"}),
+    # data and tokenizer
+    (["data=text"], {"data.path"}),
+    (["data=text", "data.path=nowhere/at/all"], {"data.path"}),
+    (["data=jsonl", "data.path=nowhere.jsonl"], {"data.path"}),
+    (["data.split=[1.0]"], {"data.split"}),
+    (["data.split=[0.0,1.0]"], {"data.split"}),
+    (["data.split=[1.0,0.0]"], {"data.split"}),
+    (["tokenizer=file"], {"tokenizer.path"}),
+    (["tokenizer=file", "tokenizer.path=nowhere.json"], {"tokenizer.path"}),
+    (["tokenizer.vocab_size=null"], {"tokenizer.vocab_size"}),
+    # decoding
+    (["exit_policy=patience", "exit_policy.threshold=1.5"], {"exit_policy.threshold"}),
+    (["exit_policy=patience", "exit_policy.threshold=0"], {"exit_policy.threshold"}),
+    (["exit_policy.threshold=1.1"], {"exit_policy.threshold"}),
+    (["exit_policy=entropy", "exit_policy.threshold=[0.1,0.2,-0.3]"], {"exit_policy.threshold"}),
+    (["exit_policy.threshold=[0.5,0.5]"], {"exit_policy.threshold"}),
+    (["exit_policy.active=[2,6]", "exit_policy.threshold=[0.5,0.5,0.5]"], {"exit_policy.threshold"}),
+    (["exit_policy.active=[3]"], {"exit_policy.active"}),
+    (["exit_policy.active=[6,2]"], {"exit_policy.active"}),
+    (["exit_policy=fixed_layer", "exit_policy.layer=3"], {"exit_policy.layer"}),
+    (["exit_policy=fixed_layer", "exit_policy.layer=null"], {"exit_policy.layer"}),
+    (["exit_policy=fixed_layer", "exit_policy.layer=4", "exit_policy.active=[2,6]"], {"exit_policy.layer"}),
+    (["decoding.prompts=[]"], {"decoding.prompts"}),
+    (["evaluation.thresholds=[]"], {"evaluation.thresholds"}),
+    (["decoding.top_k=5"], {"decoding.top_k"}),
+    ([*GENERATE, "decoding=full", "exit_policy.threshold=0.5"], {"exit_policy.threshold"}),
+    # what tasks can do
+    (["parallel=pp2"], {"parallel.pp"}),
+    ([*GENERATE, "parallel=dp2"], {"parallel.dp"}),
+    ([*GENERATE, "parallel=pp2_vp2"], {"parallel.pp", "parallel.vp"}),
+    (["task=evaluate"], {"checkpoint"}),
+    (["task=generate"], {"checkpoint"}),
+    ([TRAIN, "checkpoint=RUN"], {"checkpoint"}),
+    (["resume=auto"], {"resume"}),
+    ([TRAIN, "checkpoint=RUN", "resume=RUN"], {"checkpoint", "resume"}),
+    # overrides that nobody reads
+    ([TRAIN, "decoding.max_new_tokens=5"], {"decoding.max_new_tokens"}),
+    ([TRAIN, "exit_policy=margin"], {"exit_policy"}),
+    (
+        [*EVALUATE, "optimizer.lr=0.1", "trainer=smoke", "loss_weights.values=1"],
+        {"optimizer.lr", "trainer", "loss_weights.values"},
+    ),
+    ([*GENERATE, "evaluation.batches=2", "data.split=[0.5,0.5]"], {"evaluation.batches", "data.split"}),
+    (
+        [*EVALUATE, "model.num_layers=8", "exits=none", "tokenizer.vocab_size=300"],
+        {"model.num_layers", "exits", "tokenizer.vocab_size"},
+    ),
+    (["loss_weights.shape=cosine"], {"loss_weights.shape"}),
+    (["optimizer=sgd", "optimizer.beta1=0.5"], {"optimizer.beta1"}),
+    (["optimizer.momentum=0.5"], {"optimizer.momentum"}),
+    (["data.path=README.md"], {"data.path"}),
+    (["tokenizer.path=tokenizer.json"], {"tokenizer.path"}),
+    (["precision.loss_scale_window=5"], {"precision.loss_scale_window"}),
+    (["lr_schedule=constant", "lr_schedule.min_ratio=0.5"], {"lr_schedule.min_ratio"}),
+    (["decoding=full", "decoding.max_pending=4"], {"decoding.max_pending"}),
+    (["exit_policy.layer=4"], {"exit_policy.layer"}),
+    # resuming
+    ([TRAIN, "resume=RUN", "model.num_layers=8", "exits=none", "seed=2"], {"model.num_layers", "exits", "seed"}),
+    ([TRAIN, "resume=RUN", "data.sequence_length=32"], {"data.sequence_length"}),
+]
+
+FINE: list[list[str]] = [
+    ["exits.layers=[2,8]"],  # an exit after the last layer, for tuning studies
+    ["exits.layers=[0.25,0.5,1.0]"],
+    ["exits=none"],
+    ["exits.head=[norm,mlp,block]", "exits.tie_output=[true,false,true]", "loss_weights.values=[0.1,0.2,0.3]"],
+    [TRAIN, "parallel.pp=3", "parallel.layers_per_stage=[3,3,2]"],
+    [TRAIN, "parallel=tp2_pp2", "parallel.sequence_parallel=true"],
+    [TRAIN, "parallel=dp2", "optimizer=adam_distributed"],
+    [TRAIN, "data.split=[1.0,0.0]", "trainer.val_every=0"],
+    ["trainer.max_steps=5"],  # shorter than its warm-up
+    ["exit_policy=patience", "exit_policy.threshold=2.0"],
+    ["exit_policy.active=[2,6]", "exit_policy.threshold=[0.5,0.6]"],
+    ["decoding.temperature=0.8", "decoding.top_k=5"],
+    [*EVALUATE, "data.micro_batch_size=4", "trainer.loss_chunk=64"],
+    [*GENERATE, "exit_policy=fixed_layer", "exit_policy.layer=3"],
+    [*GENERATE, "parallel.tp=2"],
+    [TRAIN, "resume=auto"],
+    [TRAIN, "resume=RUN", "trainer.max_steps=9", "parallel=pp2"],
+]
+
+
+def given(overrides: list[str], run: Path) -> list[str]:
+    return [override.replace("RUN", str(run)) for override in overrides]
+
+
+@pytest.mark.parametrize(("overrides", "paths"), BROKEN, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_a_broken_rule_names_the_path(overrides: list[str], paths: set[str], saved_run: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        compose(given(overrides, saved_run))
+    problems = raised.value.problems
+    assert {problem.path for problem in problems} == paths
+    for problem in problems:
+        assert problem.reason
+        assert problem.fix
+        assert str(problem) in str(raised.value)
+
+
+@pytest.mark.parametrize("overrides", FINE, ids=" ".join)
+def test_what_no_rule_forbids_passes(overrides: list[str], saved_run: Path) -> None:
+    compose(given(overrides, saved_run))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "path"),
+    [
+        ([TRAIN, "parallel.pp=2"], 3, "parallel.pp"),
+        ([TRAIN, "parallel.dp=2"], 4, "parallel.dp"),
+        ([TRAIN], 4, "data.global_batch_size"),
+        ([], 2, "parallel.dp"),
+    ],
+)
+def test_the_ranks_of_an_outer_launcher_must_fit(overrides: list[str], world_size: int, path: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        compose(overrides, world_size)
+    assert [problem.path for problem in raised.value.problems] == [path]
+    compose([TRAIN, "parallel.pp=2"], 4)
+
+
+def test_the_cuda_kernel_is_refused_for_every_reason_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validate, "_cuda_available", lambda: False)
+    with pytest.raises(ConfigError) as raised:
+        compose(["model.attention=flash_attn", "data.document_boundaries=reset"])
+    assert [problem.path for problem in raised.value.problems] == ["model.attention"] * 3
+    monkeypatch.setattr(validate, "_cuda_available", lambda: True)
+    compose(["model.attention=flash_attn", "precision=bf16"])
+
+
+def test_problems_of_all_kinds_come_in_one_error() -> None:
+    overrides = [
+        "optimizer.lr=-1",
+        "model.norm=rmsnrm",
+        "optimizer.learning_rate=1",
+        "exits.layers=[9]",
+        "data.global_batch_size=7",
+    ]
+    overrides += ["loss_weights.values=[1,2,3,4]"]
+    with pytest.raises(ConfigError) as raised:
+        compose(overrides)
+    # the model did not parse, so what depends on it is not checked: exits.layers would be a guess
+    expected = {"optimizer.lr", "model.norm", "optimizer.learning_rate", "data.global_batch_size", "loss_weights.values"}
+    assert {problem.path for problem in raised.value.problems} == expected
+
+
+def test_values_of_an_experiment_may_go_unread(saved_run: Path) -> None:
+    config = compose(["experiment=pp2_laptop", "task=evaluate", f"checkpoint={saved_run}"])
+    assert config.task.name == "evaluate"
+    with pytest.raises(ConfigError):
+        compose(["experiment=pp2_laptop", "task=evaluate", f"checkpoint={saved_run}", "trainer.max_steps=3"])
+
+
+def test_every_rule_is_listed() -> None:
+    functions = [value for value in vars(validate).values() if inspect.isfunction(value)]
+    rules = {function for function in functions if inspect.signature(function).return_annotation == "Problems"}
+    assert rules == set(validate.RULES)
+
+
+def test_the_tables_name_keys_that_exist() -> None:
+    from eellm.config.request import READ_WITH, TASK_READS
+
+    keys = known_keys()
+    for read in {read for reads in TASK_READS.values() for read in reads}:
+        assert any(key == read or key.startswith(f"{read}.") for key in keys), read
+    for named, choice, _ in READ_WITH:
+        assert {*named, choice} <= set(keys)

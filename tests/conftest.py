@@ -1,0 +1,32 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from eellm.config.compose import compose, to_yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """Ranks are told their place through the environment: none of it may reach the next test."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def saved_run(tmp_path: Path) -> Path:
+    """A run directory as training leaves it, as far as configs are concerned: exits after 1 and 3 of 4 layers."""
+    run = tmp_path / "outputs" / "train" / "default" / "2026-01-31_12-00-00"
+    (run / "checkpoints" / "step_0000002").mkdir(parents=True)
+    overrides = ["task=train", "model.num_layers=4", "exits.layers=[1,3]", "data.sequence_length=64", "tokenizer.vocab_size=512"]
+    (run / "config.yaml").write_text(to_yaml(compose(overrides)))
+    return run
