@@ -1,0 +1,132 @@
+"""Every file under conf/: its command composes and validates, and what it says is what a run gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+
+from eellm.config.compose import compose
+from eellm.config.schema import Config
+from eellm.model.spec import build_layout, build_spec, plan_stages
+from tests.conf_files import CONF, RUN, OptionFile, flattened, option_files, overrides_of
+
+FILES = option_files()
+OPTIONS = [file for file in FILES if file.group and not file.group.startswith("hydra")]
+
+GROUPS = {
+    *(
+        "task",
+        "model",
+        "exits",
+        "loss_weights",
+        "parallel",
+        "schedule",
+        "data",
+        "tokenizer",
+        "optimizer",
+        "lr_schedule",
+        "precision",
+    ),
+    *("trainer", "evaluation", "decoding", "exit_policy", "logger", "experiment", "study", "debug", "hydra", "hydra/help"),
+}
+
+
+def named(file: OptionFile) -> str:
+    return file.name
+
+
+def runnable(overrides: list[str], run: Path, files: Path) -> list[str]:
+    """The overrides with paths that exist in place of those of the example."""
+    (files / "corpus.jsonl").write_text('{"text": "one"}\n')
+    (files / "tokenizer.json").write_text("{}")
+    names = {"outputs/train/default/<time>": str(run), "=README.md": f"={CONF.parent / 'conf' / 'config.yaml'}"}
+    names |= {f"={name}": f"={files / name}" for name in ("corpus.jsonl", "tokenizer.json")}
+    for name, path in names.items():
+        overrides = [override.replace(name, path) for override in overrides]
+    return overrides
+
+
+def test_the_groups() -> None:
+    assert {file.group for file in FILES if file.group} == GROUPS
+
+
+@pytest.mark.parametrize("file", FILES, ids=named)
+def test_a_file_begins_with_its_command(file: OptionFile) -> None:
+    assert file.command.startswith(RUN)
+    # anything before the package line disables it
+    assert not any(line.startswith("# @package") for line in file.lines[1:])
+    assert file.is_global == (file.group in ("experiment", "study"))
+    if file in OPTIONS:
+        group, option = file.name.split("/")
+        default = {"task/quickstart"}
+        assert f"{group}={option}" in overrides_of(file.command) or file.name in default
+
+
+@pytest.mark.parametrize("file", OPTIONS, ids=named)
+def test_the_command_validates_and_the_files_own_values_survive(file: OptionFile, saved_run: Path, tmp_path: Path) -> None:
+    overrides = runnable(overrides_of(file.command), saved_run, tmp_path)
+    if file.group not in ("experiment", "study"):
+        # the option itself, without the values that its example sets
+        typed = {override.partition("=")[0] for override in overrides}
+        prefix = f"{file.group}."
+    else:
+        typed, prefix = set(), ""
+    config = compose(overrides)
+    got = config.flat()
+    for key, value in flattened(file.own_values, prefix).items():
+        if key not in typed:
+            assert got[key] == value or str(value).startswith("${"), key
+
+
+def test_the_primary_configs_own_values_survive() -> None:
+    primary = next(file for file in FILES if file.name == "config")
+    got = compose().flat()
+    for key, value in flattened(primary.own_values).items():
+        assert got[key] == value
+
+
+def test_self_stands_before_the_experiment() -> None:
+    lines = next(file for file in FILES if file.name == "config").lines
+    names = [line.split("#")[0].strip(" -") for line in lines if line.startswith("  - ")]
+    assert names.index("_self_") < names.index("experiment: null") < names.index("study: null")
+
+
+def test_every_key_has_a_value_in_some_file() -> None:
+    assert set(compose().model_dump()) == set(Config.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "stage_exits", "parameters"),
+    [
+        ("eellm_1_3b", [[], [6], [12], []], 1.3e9),
+        ("eellm_7b", [[], [8], [16], []], 7e9),
+        ("eellm_13b", [[], [10], [20], []], 13e9),
+        ("eellm_30b", [[], [15], [30], []], 30e9),
+    ],
+)
+def test_the_published_layouts(experiment: str, stage_exits: list[list[int]], parameters: float) -> None:
+    """Exits of the published runs sit on stages 1 and 2 of 4; the sizes give the models their names."""
+    config = compose([f"experiment={experiment}"])
+    spec = build_spec(config, config.tokenizer.vocab_size or 0)
+    stages = plan_stages(spec, build_layout(config), config.parallel.layers_per_stage, config.exits.boundary)
+    assert [[exit_.layer for exit_ in stage.exits] for stage in stages] == stage_exits
+    # without exits: 4 h^2 of attention and 3 h f of MLP a layer, and one or two embedding matrices
+    hidden, embeddings = spec.hidden_size, 1 if spec.tie_embeddings else 2
+    count = spec.num_layers * (4 * hidden**2 + 3 * hidden * spec.ffn_hidden_size) + embeddings * hidden * spec.vocab_size
+    assert abs(count / parameters - 1) < 0.1
+
+
+def test_output_directories() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = hydra_compose("config", ["name=abc", "task=train"], return_hydra_config=True)
+        study = hydra_compose("config", ["study=exit_weights"], return_hydra_config=True)
+    hydra = composed.hydra
+    hydra_run, sweep = hydra.run.dir, hydra.sweep.dir
+    assert hydra_run.startswith("outputs/train/abc/20")
+    assert sweep.startswith("multirun/abc/20")
+    assert study.hydra.sweep.dir.startswith("multirun/exit_weights/20")
+    assert hydra.output_subdir is None
+    assert not hydra.job.chdir

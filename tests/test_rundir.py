@@ -1,0 +1,97 @@
+"""The run directory: made once, found again, resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eellm.config.compose import compose, from_yaml
+from eellm.errors import CheckpointError
+from eellm.resume import open_run
+from eellm.rundir import RunDirectory, locate, unfinished
+
+
+def new(path: Path, fingerprint: str = "f", state: str = "failed", steps: tuple[int, ...] = ()) -> RunDirectory:
+    run = RunDirectory.create(path, "name: x\n", ["seed=1"], fingerprint)
+    for step in steps:
+        (run.checkpoints / f"step_{step:07d}").mkdir(parents=True)
+    run.write_status(state)  # type: ignore[arg-type]
+    return run
+
+
+def test_a_new_run_says_what_it_is(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "a", "name: x\n", ["seed=1", "exits.layers=[1,2]"], "f1")
+    assert run.config.read_text() == "name: x\n"
+    assert run.overrides.read_text() == "seed=1\nexits.layers=[1,2]\n"
+    status = run.status()
+    assert (status["state"], status["error"], status["fingerprint"]) == ("running", None, "f1")
+    run.write_status("failed", "out of memory")
+    assert run.status()["error"] == "out of memory"
+    assert run.status()["started"] == status["started"]
+
+
+def test_two_runs_never_share_a_directory(tmp_path: Path) -> None:
+    assert [new(tmp_path / "a").path.name for _ in range(3)] == ["a", "a_2", "a_3"]
+
+
+def test_checkpoints_in_order_without_the_unfinished(tmp_path: Path) -> None:
+    run = new(tmp_path / "a", steps=(200, 1000, 12345678))
+    (run.checkpoints / "step_0002000.tmp").mkdir()
+    assert [path.name for path in run.steps()] == ["step_0000200", "step_0001000", "step_12345678"]
+    assert RunDirectory(tmp_path / "b").steps() == []
+
+
+@pytest.mark.parametrize(
+    ("below", "step"), [("", "step_0000400"), ("checkpoints", "step_0000400"), ("checkpoints/step_0000200", "step_0000200")]
+)
+def test_locate(tmp_path: Path, below: str, step: str) -> None:
+    made = new(tmp_path / "a", steps=(200, 400))
+    run, found = locate(str(made.path / below))
+    assert run == made
+    assert found == made.checkpoints / step
+
+
+def test_locate_says_what_it_looked_for_and_found(tmp_path: Path) -> None:
+    (tmp_path / "something").mkdir()
+    with pytest.raises(CheckpointError, match=r"looked for .*config\.yaml, found something"):
+        locate(str(tmp_path))
+    with pytest.raises(CheckpointError, match="no such directory"):
+        locate(str(tmp_path / "nowhere"))
+    assert locate(str(new(tmp_path / "fresh").path))[1] is None
+
+
+def test_unfinished_is_the_newest_that_can_go_on(tmp_path: Path) -> None:
+    new(tmp_path / "0", steps=(1,))
+    expected = new(tmp_path / "1", steps=(1,))
+    new(tmp_path / "2", steps=(1,), state="done")
+    new(tmp_path / "3", steps=(1,), fingerprint="other")
+    new(tmp_path / "4")
+    assert unfinished(tmp_path, "f") == expected
+    assert unfinished(tmp_path, "unheard of") is None
+
+
+def test_resume_auto_starts_fresh_and_then_continues(tmp_path: Path) -> None:
+    config = compose(["task=train", "resume=auto"])
+    first_config, first = open_run(config, tmp_path / "1", ["task=train", "resume=auto"])
+    assert first_config.resume is None
+    first.write_status("preempted", "interrupted")
+    (first.checkpoints / "step_0000001").mkdir(parents=True)
+    longer = compose(["task=train", "resume=auto", "trainer.val_every=9"])
+    again_config, again = open_run(longer, tmp_path / "2", ["task=train", "resume=auto", "trainer.val_every=9"])
+    assert again == first
+    assert again_config.resume == str(first.path)
+    assert not (tmp_path / "2").exists()
+    assert from_yaml(again.config.read_text()).trainer.val_every == 9
+    assert again.overrides.read_text().splitlines()[-1] == "trainer.val_every=9"
+    _, other = open_run(compose(["task=train", "resume=auto", "seed=5"]), tmp_path / "3", [])
+    assert other.path.name == "3"
+
+
+def test_resuming_needs_a_checkpoint(saved_run: Path, tmp_path: Path) -> None:
+    config = compose(["task=train", f"resume={saved_run}"])
+    opened, run = open_run(config, tmp_path / "new", [])
+    assert (opened.resume, run.path) == (str(saved_run), saved_run)
+    (saved_run / "checkpoints" / "step_0000002").rmdir()
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        open_run(config, tmp_path / "new", [])
