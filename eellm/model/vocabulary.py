@@ -98,7 +98,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _softmax_(logits: torch.Tensor, labels: torch.Tensor, vocabulary: Vocabulary) -> tuple[torch.Tensor, ...]:
-    """Turn logits [n, rows] into probabilities in place; return losses [n], top probability [n], local label index and presence."""
+    """Turn logits [n, rows] into probabilities in place; return losses, top probability, local label index and presence [n]."""
     top = vocabulary.reduce(logits.amax(dim=1), dist.ReduceOp.MAX) if logits.shape[1] else _no_rows(logits, vocabulary)
     logits.sub_(top.unsqueeze(1))
     index, here = vocabulary.local(labels)
@@ -174,27 +174,53 @@ def head_statistics(
 
 
 def _top_two(logits: torch.Tensor, vocabulary: Vocabulary) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two largest logits [n, 2] over all ranks and the id of the first; ties go to the smaller id, as on one rank."""
-    padded = torch.nn.functional.pad(logits, (0, max(0, 2 - logits.shape[1])), value=-torch.inf)
-    values, index = padded.topk(2, dim=1)
+    """The two largest logits [n, 2] over all ranks and the id of the first; ties go to the smaller id on any number of ranks."""
+    padded = logits if logits.shape[1] > 1 else torch.nn.functional.pad(logits, (0, 2 - logits.shape[1]), value=-torch.inf)
+    # topk returns any of several equal maxima, which bf16 logits often have; max returns the first
+    first, index = padded.max(dim=1, keepdim=True)
+    padded.scatter_(1, index, -torch.inf)
+    values = torch.cat((first, padded.amax(dim=1, keepdim=True)), dim=1)
+    padded.scatter_(1, index, first)
     index = index[:, 0] + vocabulary.start
     if vocabulary.group.size() == 1:
         return values, index
-    shape = (vocabulary.group.size(), *values.shape)
-    gathered = values.new_empty(shape)
-    dist.all_gather_into_tensor(gathered, values, group=vocabulary.group)
-    ids = index.new_empty(shape[:2])
-    dist.all_gather_into_tensor(ids, index, group=vocabulary.group)
+    gathered, ids = _from_all_ranks(values, vocabulary), _from_all_ranks(index, vocabulary)
     winner = gathered[:, :, 0].argmax(dim=0)
     best = gathered.permute(1, 0, 2).flatten(1).topk(2, dim=1).values
     return best, ids.gather(0, winner.unsqueeze(0)).squeeze(0)
 
 
+def _from_all_ranks(tensor: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
+    """[...] -> [tp, ...]"""
+    gathered = tensor.new_empty((vocabulary.group.size(), *tensor.shape))
+    dist.all_gather(list(gathered.unbind()), tensor, group=vocabulary.group)
+    return gathered
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """Per token [n]: cross-entropy of the label at temperature 1, the predicted id, its probability at the head's temperature."""
+
+    loss: torch.Tensor
+    prediction: torch.Tensor
+    confidence: torch.Tensor
+
+
 @torch.no_grad()
-def label_losses(
-    features: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, vocabulary: Vocabulary, statistics: HeadStatistics
-) -> torch.Tensor:
-    """Cross-entropy [n] of labels at temperature 1, from one row of the output matrix per token."""
+def label_scores(
+    features: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, vocabulary: Vocabulary, temperature: float = 1.0
+) -> LabelScores:
+    """Scores of [n, h] features against [n] labels from one product with the matrix; the caller bounds n.
+
+    The same on all tensor-parallel ranks.
+    """
+    logits = vocabulary.logits(features, weight)
+    best, prediction = _top_two(logits, vocabulary)
+    logits.sub_(best[:, :1])
     index, here = vocabulary.local(labels)
-    label_logit = (features.float() * weight[index].float()).sum(1) * here
-    return statistics.log_normaliser - vocabulary.reduce(label_logit)
+    label_logit = logits.gather(1, index.unsqueeze(1)).squeeze(1).mul(here) if logits.shape[1] else torch.zeros_like(best[:, 0])
+    tempered = None if temperature == 1.0 else (logits / temperature).exp_().sum(dim=1)
+    total = logits.exp_().sum(dim=1)
+    sums = torch.stack((label_logit, total, total if tempered is None else tempered))
+    label_logit, total, tempered = vocabulary.reduce(sums).unbind()
+    return LabelScores(loss=total.log() - label_logit, prediction=prediction, confidence=1 / tempered)
