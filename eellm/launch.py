@@ -25,6 +25,7 @@ from eellm.config.compose import from_yaml, to_yaml
 from eellm.config.schema import Config
 from eellm.errors import ConfigError, Problem, UserError
 from eellm.outer import OuterRank, outer_rank
+from eellm.quiet import quiet_dependencies
 from eellm.rundir import RunDirectory
 from eellm.tasks.context import TaskContext
 
@@ -50,6 +51,7 @@ def launch(config: Config, run: RunDirectory, tasks: str = TASKS) -> dict[str, f
     outer = outer_rank()
     config = with_data_parallel(config, outer)
     context = TaskContext(config, run.path)
+    quiet_dependencies()
     with recorded(run):
         check_devices(config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if outer else ranks_of(config))
         module = importlib.import_module(f"{tasks}.{config.task.name}")
@@ -70,6 +72,7 @@ def follow() -> int:
     """What every outer rank but 0 does: wait for rank 0's config, run its task, return the exit status."""
     outer = outer_rank()
     assert outer is not None
+    quiet_dependencies()
     store = _meeting_point()
     message = store.get("run")
     if not message:
@@ -211,6 +214,7 @@ def _spawn(context: TaskContext, tasks: str) -> dict[str, float]:
 def _rank(text: str, path: str, tasks: str, reports: str) -> dict[str, float] | None:
     """One spawned rank. A failure goes to a file, for the parent to raise; the process just ends."""
     rank = int(os.environ["RANK"])
+    quiet_dependencies()
     try:
         context = TaskContext(from_yaml(text), Path(path))
         metrics = importlib.import_module(f"{tasks}.{context.config.task.name}").run(context)

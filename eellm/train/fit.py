@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from eellm.config.schema import Config
 from eellm.data.corpus import Corpus
@@ -33,12 +31,11 @@ class TrainingJob:
     resume_from: Path | None = None
 
 
-def fit(job: TrainingJob, groups: Groups, recorder: Recorder) -> EarlyExitModule:
+def fit(job: TrainingJob, groups: Groups, recorder: Recorder, extra_callbacks: Sequence[Callback] = ()) -> EarlyExitModule:
     """Train to trainer.max_steps; returns the module, whose `latest` holds the last metrics. All ranks call this."""
     config = job.config
-    _quiet_lightning()
     module = EarlyExitModule(config, job.spec, job.plan, groups, job.corpus, recorder)
-    callbacks: list = [Checkpoints(job.run_dir / "checkpoints", config.trainer)]
+    callbacks = [*extra_callbacks, Checkpoints(job.run_dir / "checkpoints", config.trainer)]
     if groups.is_main and config.trainer.progress != "none":
         callbacks.append(ProgressDisplay(config.trainer.progress, job.spec.heads, config.trainer.max_steps))
     trainer = Trainer(
@@ -62,11 +59,3 @@ def fit(job: TrainingJob, groups: Groups, recorder: Recorder) -> EarlyExitModule
     trainer.fit(module, ckpt_path=None if job.resume_from is None else str(job.resume_from), weights_only=False)
     return module
 
-
-def _quiet_lightning() -> None:
-    """Lightning's advice on devices, loggers and loaders is about things that are decided here."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex.*|.*Apex is not installed.*")
-    torch.set_warn_always(False)

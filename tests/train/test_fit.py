@@ -1,0 +1,91 @@
+"""Training through Lightning: every layout logs the same numbers, and a resumed run equals an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import workers
+from tests.train.fitting import train
+
+LAYOUTS = {
+    "dp2": (2, ["parallel=dp2"]),
+    "tp2": (2, ["parallel=tp2"]),
+    "pp2": (2, ["parallel=pp2"]),
+    "pp2_vp2": (2, ["parallel=pp2_vp2"]),
+    "tp2_pp2": (4, ["parallel=tp2_pp2"]),
+    "pp2_dp2_distributed": (4, ["parallel=pp2", "parallel.dp=2", "optimizer=adam_distributed"]),
+}
+TIMED = ("train/step_time", "train/tokens_per_second", "train/tflops", "train/memory_gb")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fit")
+
+
+@pytest.fixture(scope="module")
+def single(folder: Path) -> list[dict]:
+    """metrics.jsonl of an uninterrupted run on one rank."""
+    workers.run(1, train, [], str(folder / "single"))
+    return rows(folder / "single")
+
+
+def rows(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "time" and not key.startswith(TIMED)} for line in lines]
+
+
+def same(actual: list[dict], expected: list[dict], tolerance: float) -> None:
+    assert [row["step"] for row in actual] == [row["step"] for row in expected]
+    for row, wanted in zip(actual, expected, strict=True):
+        assert row == pytest.approx(wanted, rel=tolerance)
+
+
+def test_a_run_logs_every_head_and_learns(single: list[dict]) -> None:
+    steps = [row for row in single if "train/loss/final" in row]
+    validations = [row for row in single if "val/loss/final" in row]
+    heads = ("exit_01", "exit_02", "exit_03", "final")
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6] and [row["step"] for row in validations] == [3, 6]
+    for head in heads:
+        assert steps[-1][f"train/loss/{head}"] < steps[0][f"train/loss/{head}"]
+        assert validations[-1][f"val/loss/{head}"] < validations[0][f"val/loss/{head}"]
+    for row in steps:
+        weighted = row["train/loss/final"] + 0.5 * sum(row[f"train/loss/{head}"] for head in heads[:3])
+        assert row["train/loss/total"] == pytest.approx(weighted)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_logs_the_same(name: str, single: list[dict], folder: Path) -> None:
+    world, overrides = LAYOUTS[name]
+    results = workers.run(world, train, overrides, str(folder / name))
+    # gradients agree to 1e-5 (tests/engine); Adam's first steps divide by their size and magnify what is left
+    same(rows(folder / name), single, 2e-4)
+    for result in results[1:]:
+        untimed = {key: value for key, value in result["latest"].items() if not key.startswith(TIMED)}
+        assert untimed == {key: results[0]["latest"][key] for key in untimed}, "ranks disagree on a logged number"
+
+
+def test_resumed_equals_uninterrupted(single: list[dict], folder: Path) -> None:
+    """4 steps, then 2 more from the checkpoint: same sample numbers in order, same losses."""
+    whole = workers.run(1, train, [], str(folder / "whole"))[0]
+    assert whole["checkpoints"] == ["step_0000004", "step_0000006"]
+    checkpoint = str(folder / "whole" / "checkpoints" / "step_0000004")
+    resumed = workers.run(1, train, [], str(folder / "resumed"), checkpoint)[0]
+    assert resumed["seen"] == whole["seen"][32:] == list(range(32, 48))
+    same(rows(folder / "resumed"), [row for row in single if row["step"] > 4], 1e-6)
+
+
+@pytest.mark.parametrize("name", ["tp2", "pp2_vp2", "pp2_dp2_distributed"])
+def test_resumed_on_another_layout(name: str, single: list[dict], folder: Path) -> None:
+    distributed = name.endswith("distributed")
+    source = folder / f"source_{distributed}"
+    if not source.exists():  # distributed and plain optimizers keep their states in formats of their own
+        workers.run(1, train, ["optimizer=adam_distributed"] if distributed else [], str(source))
+    world, overrides = LAYOUTS[name]
+    target = folder / f"resumed_{name}"
+    results = workers.run(world, train, overrides, str(target), str(source / "checkpoints" / "step_0000004"))
+    assert sorted({number for result in results for number in result["seen"]}) == list(range(32, 48))
+    same(rows(target), [row for row in single if row["step"] > 4], 2e-4)
