@@ -30,7 +30,19 @@ GROUPS = {
         "lr_schedule",
         "precision",
     ),
-    *("trainer", "evaluation", "decoding", "exit_policy", "logger", "experiment", "study", "debug", "hydra", "hydra/help"),
+    *(
+        "trainer",
+        "evaluation",
+        "decoding",
+        "exit_policy",
+        "logger",
+        "experiment",
+        "study",
+        "debug",
+        "hydra",
+        "hydra/help",
+        "hydra/job_logging",
+    ),
 }
 
 

@@ -23,12 +23,13 @@ _TRAINING += ("precision", "trainer", "logger", "debug")
 TASK_READS: dict[str, tuple[str, ...]] = {
     "quickstart": (*_TRAINING, "evaluation", "decoding", "exit_policy"),
     "train": _TRAINING,
-    "evaluate": ("data", "parallel", "schedule", "precision", "evaluation", "logger", "trainer.loss_chunk", "trainer.progress"),
-    "generate": ("parallel", "precision", "decoding", "exit_policy", "logger", "trainer.progress"),
+    "evaluate": ("data", "parallel", "schedule", "precision", "evaluation", "logger", "trainer.loss_chunk"),
+    "generate": ("parallel", "precision", "decoding", "exit_policy", "logger"),
 }
 """Groups, or single keys of a group, that a task reads."""
 
 READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
+    (("evaluation.speed_thresholds",), "task.name", ("quickstart",)),
     (("loss_weights.initial", "loss_weights.shape"), "loss_weights.kind", ("warmup", "cooldown")),
     (("loss_weights.steps",), "loss_weights.kind", ("warmup", "cooldown", "rotating")),
     (("optimizer.momentum",), "optimizer.name", ("sgd",)),

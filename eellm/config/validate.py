@@ -286,13 +286,12 @@ def thresholds_lie_in_range(exit_policy: ExitPolicyConfig) -> Problems:
 
 
 def decoding_runs_on_one_stage(task: TaskConfig, parallel: ParallelConfig, request: Request) -> Problems:
-    if task.name not in ("generate", "quickstart"):
+    if task.name != "generate":
         return
     for key, size in (("pp", parallel.pp), ("vp", parallel.vp), ("dp", request.data_parallel(parallel) or 1)):
         if size > 1:
             over = "data-parallel ranks" if key == "dp" else "pipeline stages"
-            fix = f"parallel.{key}=1" + (", or task=train" if task.name == "quickstart" else "")
-            yield Problem(f"parallel.{key}", size, f"decoding over {over} is not available yet (task={task.name} decodes)", fix)
+            yield Problem(f"parallel.{key}", size, f"decoding over {over} is not available yet", f"parallel.{key}=1")
 
 
 def thresholds_are_given(evaluation: EvaluationConfig) -> Problems:

@@ -103,7 +103,6 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     (["decoding.top_k=5"], {"decoding.top_k"}),
     ([*GENERATE, "decoding=full", "exit_policy.threshold=0.5"], {"exit_policy.threshold"}),
     # what tasks can do
-    (["parallel=pp2"], {"parallel.pp"}),
     ([*GENERATE, "parallel=dp2"], {"parallel.dp"}),
     ([*GENERATE, "parallel=pp2_vp2"], {"parallel.pp", "parallel.vp"}),
     (["task=evaluate"], {"checkpoint"}),
@@ -132,6 +131,7 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     (["lr_schedule=constant", "lr_schedule.min_ratio=0.5"], {"lr_schedule.min_ratio"}),
     (["decoding=full", "decoding.max_pending=4"], {"decoding.max_pending"}),
     (["exit_policy.layer=4"], {"exit_policy.layer"}),
+    ([*EVALUATE, "evaluation.speed_thresholds=[0.5]"], {"evaluation.speed_thresholds"}),
     # resuming
     ([TRAIN, "resume=RUN", "model.num_layers=8", "exits=none", "seed=2"], {"model.num_layers", "exits", "seed"}),
     ([TRAIN, "resume=RUN", "data.sequence_length=32"], {"data.sequence_length"}),
@@ -143,6 +143,7 @@ FINE: list[list[str]] = [
     ["exits=none"],
     ["exits.head=[norm,mlp,block]", "exits.tie_output=[true,false,true]", "loss_weights.values=[0.1,0.2,0.3]"],
     [TRAIN, "parallel.pp=3", "parallel.layers_per_stage=[3,3,2]"],
+    ["parallel=pp2"],  # the quickstart decodes on one rank afterwards
     [TRAIN, "parallel=tp2_pp2", "parallel.sequence_parallel=true"],
     [TRAIN, "parallel=dp2", "optimizer=adam_distributed"],
     [TRAIN, "data.split=[1.0,0.0]", "trainer.val_every=0"],
@@ -185,12 +186,12 @@ def test_what_no_rule_forbids_passes(overrides: list[str], saved_run: Path) -> N
         ([TRAIN, "parallel.pp=2"], 3, "parallel.pp"),
         ([TRAIN, "parallel.dp=2"], 4, "parallel.dp"),
         ([TRAIN], 4, "data.global_batch_size"),
-        ([], 2, "parallel.dp"),
+        (GENERATE, 2, "parallel.dp"),
     ],
 )
-def test_the_ranks_of_an_outer_launcher_must_fit(overrides: list[str], world_size: int, path: str) -> None:
+def test_the_ranks_of_an_outer_launcher_must_fit(overrides: list[str], world_size: int, path: str, saved_run: Path) -> None:
     with pytest.raises(ConfigError) as raised:
-        compose(overrides, world_size)
+        compose(given(overrides, saved_run), world_size)
     assert [problem.path for problem in raised.value.problems] == [path]
     compose([TRAIN, "parallel.pp=2"], 4)
 
