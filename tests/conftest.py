@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,11 @@ def saved_run(tmp_path: Path) -> Path:
     """A run directory as training leaves it, as far as configs are concerned: exits after 1 and 3 of 4 layers."""
     run = tmp_path / "outputs" / "train" / "default" / "2026-01-31_12-00-00"
     (run / "checkpoints" / "step_0000002").mkdir(parents=True)
-    overrides = ["task=train", "model.num_layers=4", "exits.layers=[1,3]", "data.sequence_length=64", "tokenizer.vocab_size=512"]
-    (run / "config.yaml").write_text(to_yaml(compose(overrides)))
+    (run / "config.yaml").write_text(_saved_yaml())
     return run
+
+
+@cache
+def _saved_yaml() -> str:
+    overrides = ["task=train", "model.num_layers=4", "exits.layers=[1,3]", "data.sequence_length=64", "tokenizer.vocab_size=512"]
+    return to_yaml(compose(overrides))
