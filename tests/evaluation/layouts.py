@@ -26,7 +26,7 @@ class Case:
     spec: ModelSpec
     layout: dict = field(default_factory=dict)
     boundary: str = "end"
-    options: EvaluationOptions = EvaluationOptions()
+    options: EvaluationOptions = field(default_factory=EvaluationOptions)
 
     @property
     def parallel(self) -> ParallelLayout:

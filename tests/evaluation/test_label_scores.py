@@ -34,7 +34,7 @@ def scores_on_rank(rank: int, size: int, padded: int, dtype: torch.dtype, temper
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
-@pytest.mark.parametrize("size, padded, world_size", [(31, 32, 1), (31, 32, 2), (3, 8, 2), (5, 8, 2)])
+@pytest.mark.parametrize(("size", "padded", "world_size"), [(31, 32, 1), (31, 32, 2), (3, 8, 2), (5, 8, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_scores_equal_whole_logits(size: int, padded: int, world_size: int, temperature: float, dtype: torch.dtype) -> None:
     features, weight, labels = inputs(size, padded, dtype)
