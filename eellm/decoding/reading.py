@@ -75,9 +75,9 @@ def summarise(
 
 def _combine(local: torch.Tensor, group: dist.ProcessGroup, temperature: float) -> tuple[torch.Tensor, ...]:
     """The six numbers [6, n] of all ranks as those of the whole vocabulary; ties go to the smaller id."""
-    gathered = local.new_empty((group.size(), *local.shape))
+    gathered = local.new_empty((group.size() * local.shape[0], local.shape[1]))
     dist.all_gather_into_tensor(gathered, local, group=group)
-    tops, seconds, ids, totals, tempered, weighted = gathered.unbind(1)
+    tops, seconds, ids, totals, tempered, weighted = gathered.view(group.size(), *local.shape).unbind(1)
     best, winner = tops.max(0)
     second = torch.cat((tops, seconds)).topk(2, dim=0).values[1]
     below = tops - best

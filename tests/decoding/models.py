@@ -28,7 +28,9 @@ def spec(**changes) -> ModelSpec:
     return tiny_spec(**({"exits": MIXED_HEADS, "init_std": 0.4, "max_positions": 64} | changes))
 
 
-def policy(spec_: ModelSpec, kind: str, thresholds: float | tuple[float, ...], active: tuple[int, ...] | None = None, least: int = 0):
+def policy(
+    spec_: ModelSpec, kind: str, thresholds: float | tuple[float, ...], active: tuple[int, ...] | None = None, least: int = 0
+):
     active = tuple(spec_.exit_layers) if active is None else active
     values = thresholds if isinstance(thresholds, tuple) else (thresholds,) * len(active)
     return Policy(kind, active, values, spec_.vocab_size, least)

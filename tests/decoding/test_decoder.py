@@ -65,7 +65,7 @@ def test_full_depth_is_the_plain_model(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_catch_up_emits_what_a_forward_from_scratch_would(family: str) -> None:
     spoken = check(spec(**FAMILIES[family]), oracle.Rule("max_probability", {1: 0.5, 2: 0.4, 3: 0.5}))
-    assert len(spoken) >= 3, spoken  # otherwise nothing has been shown
+    assert len(spoken) >= 2 and "final" in spoken, spoken  # otherwise nothing has been shown
 
 
 HEADS = {
@@ -89,8 +89,8 @@ def test_all_heads(heads: str, tied: bool) -> None:
 RULES = {
     "margin": oracle.Rule("margin", {1: 0.4, 2: 0.2, 3: 0.3}),
     "entropy": oracle.Rule("entropy", {1: 0.3, 2: 0.4, 3: 0.3}),
-    "patience_1": oracle.Rule("patience", {1: 1, 2: 1, 3: 1}),
-    "patience_2": oracle.Rule("patience", {1: 2, 2: 2, 3: 2}),
+    "patience": oracle.Rule("patience", {1: 2, 2: 2, 3: 2}),
+    "patience_by_exit": oracle.Rule("patience", {1: 1, 3: 1}),
     "fixed_layer": oracle.Rule("fixed_layer", {2: 0.0}),
     "one_active": oracle.Rule("max_probability", {2: 0.4}),
     "min_new_tokens": oracle.Rule("max_probability", {1: 0.5, 3: 0.4}, min_new_tokens=9),
@@ -101,7 +101,8 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES)
 def test_all_policies(rule: str) -> None:
-    spoken = check(spec(), RULES[rule])
+    agreeing = spec(exits=(ExitSpec(1), ExitSpec(2), ExitSpec(3)), init_std=0.15)
+    spoken = check(agreeing if rule == "patience" else spec(), RULES[rule])
     assert len(spoken) >= 2, spoken
 
 
@@ -154,16 +155,15 @@ def test_end_of_text_ends() -> None:
 
 
 def test_bf16_follows_the_plain_model() -> None:
-    """Every token is the plain model's, except where its two best are within the error of bf16."""
+    """Every token is the plain model's, except where its best ones are within the error of bf16."""
     spec_ = spec(init_std=0.2)
-    rule = oracle.Rule("fixed_layer", {3: 0.0}, max_pending=2)
     job = Job(spec_, policy(spec_, "fixed_layer", 0.0, (3,)), REQUEST, DecoderOptions(max_pending=2), dtype="bf16")
     tokens = workers.run(1, decode_all, [job])[0][0].tokens
     logits = oracle.head_logits(spec_, weights(spec_), [*PROMPT, *(token.id for token in tokens)])
-    ties = 0
+    others = 0
     for place, token in enumerate(tokens, len(PROMPT) - 1):
         plain = logits[token.head][place]
         assert plain.max() - plain[token.id] < 0.3
-        ties += int(plain.argmax()) != token.id
+        others += int(plain.argmax()) != token.id
         assert token.logprob == pytest.approx(plain.log_softmax(0)[token.id].item(), abs=0.3)
-    assert ties <= COUNT // 4 and rule.max_pending is not None
+    assert others <= COUNT // 4

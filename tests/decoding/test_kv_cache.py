@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from eellm.decoding.kv_cache import KVCache, KVShape
+
+
+def rows(count: int, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [count, 1, 2, 3] that say which position they are of."""
+    key = torch.arange(start, start + count).float().reshape(-1, 1, 1, 1).expand(-1, 1, 2, 3)
+    return key, -key
+
+
+def test_layers_fill_on_their_own_and_in_order() -> None:
+    cache = KVCache(["1", "exit_01"], KVShape(max_tokens=5, groups=2, head_dim=3))
+    cache.append("1", *rows(2, 0))
+    keys, values = cache.append("1", *rows(3, 2))
+    assert keys[:, 0, 1, 2].tolist() == [0, 1, 2, 3, 4] and torch.equal(values, -keys)
+    keys, _ = cache.append("exit_01", *rows(1, 0))
+    assert keys.shape == (1, 1, 2, 3)
+    assert (cache.filled("1"), cache.filled("exit_01")) == (5, 1)
+    cache.truncate(3)
+    assert (cache.filled("1"), cache.filled("exit_01")) == (3, 1)
+    keys, _ = cache.append("1", *rows(1, 9))
+    assert keys[:, 0, 0, 0].tolist() == [0, 1, 2, 9]
+    assert torch.equal(cache.read("1")[0], keys)
+
+
+def test_overflow_is_refused_with_its_numbers_and_changes_nothing() -> None:
+    cache = KVCache(["7"], KVShape(max_tokens=4, groups=2, head_dim=3))
+    cache.append("7", *rows(3, 0))
+    with pytest.raises(ValueError, match="layer 7 holds 4 tokens: 3 are filled, 2 more do not fit"):
+        cache.append("7", *rows(2, 3))
+    assert cache.filled("7") == 3
+
+
+def test_memory_is_counted() -> None:
+    shape = KVShape(max_tokens=10, groups=2, head_dim=3, sequences=4, dtype=torch.bfloat16)
+    assert KVCache(["1", "2", "3"], shape).memory_bytes == 3 * 2 * 10 * 4 * 2 * 3 * 2

@@ -1,0 +1,132 @@
+"""Every token passes every layer once and in order, and leaves the keys and values that full decoding leaves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from eellm.decoding.decoder import Decoder, DecoderOptions, Request
+from eellm.decoding.policy import never_exit
+from eellm.model.layer import DecoderLayer
+from eellm.model.spec import ModelSpec
+from tests import workers
+from tests.decoding.models import BLOCKS, PROMPT, build, policy, spec
+
+COUNT = 20
+CASES = {
+    "mixed_heads": (spec(), (0.5, 0.4, 0.5), DecoderOptions()),
+    "blocks_and_bound": (spec(exits=BLOCKS), (0.6, 0.4, 0.3), DecoderOptions(max_pending=4)),
+    "blocks_and_late_exits": (spec(exits=BLOCKS), (0.2, 0.2, 0.2), DecoderOptions()),
+    "window": (spec(sliding_window=6, exits=BLOCKS), (0.4, 0.4, 0.4), DecoderOptions()),
+    "learned": (spec(norm="layernorm", position="learned", activation="gelu"), (0.3, 0.3, 0.3), DecoderOptions()),
+}
+
+
+def follow(decoder: Decoder, ids: list[int]) -> None:
+    """Take a decoder through given tokens."""
+    decoder.start(PROMPT, Request(COUNT))
+    for id_ in ids:
+        decoder.step()
+        decoder.replace_last(id_)
+
+
+def compare_caches(rank: int, spec_: ModelSpec, thresholds: tuple[float, ...], options: DecoderOptions) -> dict:
+    """Largest difference by layer between the drained cache and full decoding's, and who spoke."""
+    stage = build(spec_)
+    early = Decoder(stage, policy(spec_, "max_probability", thresholds, least=3), options)
+    tokens = list(early.generate(PROMPT, Request(COUNT)))
+    unfinished = {layer: early.sequence.queue.kv.filled(layer) for layer in early.sequence.queue.kv.layers}
+    early.drain()
+    # the oracle is a decoder that evaluates every exit and trusts none, so that blocks have caches there too
+    full = Decoder(stage, policy(spec_, "max_probability", 1.5))
+    follow(full, [token.id for token in tokens])
+    difference = {}
+    for layer in early.sequence.queue.kv.layers:
+        for own, exact in zip(early.sequence.queue.kv.read(layer), full.sequence.queue.kv.read(layer), strict=True):
+            assert own.shape == exact.shape == (len(PROMPT) + COUNT - 1, 1, spec_.num_query_groups, spec_.head_dim)
+            difference[layer] = max(difference.get(layer, 0.0), ((own - exact).abs().max() / exact.abs().max()).item())
+    return {"difference": difference, "unfinished": unfinished, "heads": {token.head for token in tokens}}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_keys_and_values_are_those_of_full_decoding(case: str) -> None:
+    found = workers.run(1, compare_caches, *CASES[case])[0]
+    assert len(found["heads"]) >= 2
+    assert len(set(found["unfinished"].values())) >= 2, "nothing was pending"
+    assert len(found["difference"]) == 4 + sum(exit_.head == "block" for exit_ in CASES[case][0].exits)
+    assert max(found["difference"].values()) < 1e-4
+
+
+def passages(rank: int, spec_: ModelSpec, thresholds: tuple[float, ...]) -> tuple[dict, dict]:
+    """Layer name -> positions that went through it, in order, after decoding and after draining."""
+    stage = build(spec_)
+    seen: dict[str, list[int]] = {}
+    angles = torch.outer(torch.arange(64.0), torch.ones(1)).cos()
+
+    def record(layer: DecoderLayer, inputs: tuple) -> None:
+        # the first rotary channel turns by one radian a position: it tells where a token stands
+        first = inputs[1].cos[:, 0, 0, :1]
+        seen.setdefault(layer.name, []).extend((first - angles.t()).abs().argmin(1).tolist())
+
+    for module in stage.modules():
+        if isinstance(module, DecoderLayer):
+            module.register_forward_pre_hook(record)
+    decoder = Decoder(stage, policy(spec_, "max_probability", thresholds))
+    list(decoder.generate(PROMPT, Request(COUNT)))
+    before = {name: list(positions) for name, positions in seen.items()}
+    decoder.drain()
+    return before, seen
+
+
+def test_every_token_passes_every_layer_once_in_order() -> None:
+    spec_ = spec(exits=BLOCKS)
+    before, after = workers.run(1, passages, spec_, (0.6, 0.4, 0.3))[0]
+    everything = list(range(len(PROMPT) + COUNT - 1))
+    assert set(after) == {"1", "2", "3", "4", "exit_01", "exit_02", "exit_04"}
+    for name, positions in before.items():
+        assert positions == everything[: len(positions)], name
+        assert after[name] == everything, name
+    assert len(before["1"]) == len(everything) > len(before["4"])
+
+
+def caches(rank: int, spec_: ModelSpec, active: tuple[int, ...]) -> list[str]:
+    decoder = Decoder(build(spec_), policy(spec_, "max_probability", 0.5, active))
+    decoder.start(PROMPT, Request(3))
+    return decoder.sequence.queue.kv.layers
+
+
+def test_only_active_blocks_have_a_cache() -> None:
+    assert workers.run(1, caches, spec(exits=BLOCKS), (2,))[0] == ["1", "2", "3", "4", "exit_02"]
+
+
+def one_decoder_many_prompts(rank: int, spec_: ModelSpec) -> tuple[list, list, float]:
+    """A long and a short sequence from a decoder used before, and from fresh ones; and the cache's size."""
+    stage = build(spec_)
+    chosen = policy(spec_, "max_probability", 0.4)
+    used, requests = Decoder(stage, chosen), [((9, 1), 12), (PROMPT, COUNT), ((30,), 5)]
+    again = [[token.id for token in used.generate(prompt, Request(count))] for prompt, count in requests]
+    fresh = [[token.id for token in Decoder(stage, chosen).generate(prompt, Request(count))] for prompt, count in requests]
+    return again, fresh, used.sequence.queue.kv.memory_bytes
+
+
+def test_a_sequence_leaves_nothing_behind() -> None:
+    spec_ = spec(exits=BLOCKS)
+    again, fresh, size = workers.run(1, one_decoder_many_prompts, spec_)[0]
+    assert again == fresh
+    rows = len(PROMPT) + COUNT - 1
+    assert size == 2 * 4 * 7 * rows * spec_.num_query_groups * spec_.head_dim
+
+
+def refuse(rank: int, spec_: ModelSpec, count: int) -> str | None:
+    decoder = Decoder(build(spec_), never_exit(spec_))
+    try:
+        return str(len(list(decoder.generate(PROMPT, Request(count)))))
+    except Exception as error:  # noqa: BLE001 - its text is compared
+        return f"{type(error).__name__}: {error}"
+
+
+def test_learned_positions_bound_the_text() -> None:
+    spec_ = spec(position="learned", max_positions=16)
+    assert workers.run(1, refuse, spec_, 12)[0] == "12"
+    refused = workers.run(1, refuse, spec_, 13)[0]
+    assert refused.startswith("ConfigError") and "make 17" in refused and "16 positions" in refused

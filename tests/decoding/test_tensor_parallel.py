@@ -1,0 +1,42 @@
+"""Two tensor-parallel ranks emit the tokens of one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from eellm.decoding.decoder import DecoderOptions, Request
+from eellm.decoding.policy import never_exit
+from eellm.decoding.sampling import SamplingOptions
+from tests import workers
+from tests.decoding.models import BLOCKS, Job, decode_all, policy, spec
+from tests.engine.test_parity import VARIANTS
+
+SAMPLINGS = (SamplingOptions(), SamplingOptions(0.8), SamplingOptions(1.0, 5), SamplingOptions(1.5, 0, 0.9), SamplingOptions(2.0, 40, 0.9))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "olmo2"])
+def test_two_ranks_are_as_one(family: str) -> None:
+    """All policies, sampled all ways; the second rank holds few real rows of the vocabulary, or none."""
+    changes = ({"exits": BLOCKS} if family == "llama" else {}) | VARIANTS.get(family, {})
+    spec_ = spec(vocab_size=35 if family == "gpt2" else 31, **changes)
+    prompt = (5, 17, 3, 22, 8)
+    jobs = [
+        Job(spec_, policy(spec_, "max_probability", 0.4), Request(16, sampling, seed=3), DecoderOptions(max_pending=5), prompt)
+        for sampling in SAMPLINGS
+    ]
+    jobs += [replace(jobs[0], policy=policy(spec_, kind, 0.5)) for kind in ("margin", "entropy")]
+    jobs += [replace(jobs[1], policy=never_exit(spec_))]
+    single = workers.run(1, decode_all, jobs)[0]
+    ranks = workers.run(2, decode_all, [replace(job, tp=2) for job in jobs])
+    spoken = set()
+    for outcomes in zip(single, *ranks, strict=True):
+        alone = outcomes[0].tokens
+        spoken |= {token.head for token in alone}
+        for outcome in outcomes[1:]:
+            assert [(token.id, token.head) for token in outcome.tokens] == [(token.id, token.head) for token in alone]
+            for token, wanted in zip(outcome.tokens, alone, strict=True):
+                assert token.confidence == pytest.approx(wanted.confidence, abs=1e-4)
+                assert token.logprob == pytest.approx(wanted.logprob, abs=1e-3)
+    assert len(spoken) >= 2
