@@ -130,7 +130,7 @@ def _speed_plot(record: RunRecord) -> Plot | None:
         axes.plot([1.0], [1.0], color=ink.text, marker="D", markersize=7, markerfacecolor=ink.background, zorder=4, clip_on=False)
         _name_points(axes, ink, [*points, (1.0, 1.0, "full depth")])
         axes.margins(x=0.12, y=0.18)
-        axes.set_xlabel("tokens equal to full depth")
+        axes.set_xlabel("same token as full depth")
         axes.set_ylabel("speed, times full depth")
         axes.xaxis.set_major_formatter(lambda value, _: percent(value))
 
@@ -149,8 +149,10 @@ def _share_plot(record: RunRecord) -> Plot | None:
         starts = [0.0] * len(rows)
         for head in heads:
             widths = [_float(row, share_column(head)) for row in rows]
-            bars = {"color": ink.heads[head], "edgecolor": ink.background, "linewidth": 1.2, "label": head}
-            axes.barh(range(len(rows)), widths, left=starts, height=0.72, **bars)
+            axes.barh(
+                range(len(rows)), widths, left=starts, height=0.72, label=head,
+                color=ink.heads[head], edgecolor=ink.background, linewidth=1.2,
+            )  # fmt: skip
             starts = [start + width for start, width in zip(starts, widths, strict=True)]
         axes.set_yticks(range(len(rows)), names)
         axes.invert_yaxis()

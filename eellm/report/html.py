@@ -1,4 +1,4 @@
-"""report.html: a run on one page that needs nothing but itself, made from the run directory alone. What is missing is left out."""
+"""report.html: a run on one page that needs nothing but itself, made from the run directory. What is missing is left out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eellm.metrics.names import FINAL, TOKENS_PER_SECOND
 from eellm.report import page_sample, page_style, page_tables
 from eellm.report.figures import Plot, plots, save_figures
 from eellm.report.inline_svg import inline_svg
-from eellm.report.number_text import count, fixed, percent, threshold
+from eellm.report.number_text import MISSING, TIMES, count, fixed, percent, threshold
 from eellm.report.run_record import RunRecord, load_run
 from eellm.report.setup import Setup, read_setup
 from eellm.report.words import (
@@ -116,7 +116,7 @@ def _tiles(record: RunRecord) -> str:
         best = max(rated, key=lambda row: float(str(row["speedup"])))
         same = f", {percent(best['agreement'])} of tokens the same" if best.get("agreement") is not None else ""
         tiles.append(
-            (f"{fixed(best['speedup'], 2)}×", f"speed of full depth at threshold {threshold(best.get('threshold'))}{same}")
+            (f"{fixed(best['speedup'], 2)}{TIMES}", f"speed of full depth at threshold {threshold(best.get('threshold'))}{same}")
         )
     speeds = record.curve(TOKENS_PER_SECOND).values
     if speeds:
@@ -149,8 +149,8 @@ def _speed(record: RunRecord, figures: list[Plot]) -> str:
     if not record.speed_quality:
         return _figure_section(record, "Where tokens leave", figures)
     note = (
-        "Generated text, one sequence at a time. Mean layers: how many a token has passed when it is emitted. The right columns: "
-        "the share of tokens that leave at each head."
+        "Generated text, one sequence at a time. Same as full depth: how often the same token is emitted after the same text. "
+        "Mean layers: how many a token has passed when it is emitted. The last columns: the share of tokens that each head emits."
     )
     return f'<h2>Speed against quality</h2><p class="note">{note}</p>{page_tables.speed_table(record)}{_figures(record, figures)}'
 
@@ -236,11 +236,11 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _setting(value: Any) -> str:
     if value is None:
-        return "–"
+        return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(map(_setting, value)) or "–"
+        return ", ".join(map(_setting, value)) or MISSING
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -6,7 +6,8 @@ import math
 
 from eellm.metrics.tables import Cell
 
-MISSING = "–"
+MISSING = "\N{EN DASH}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def fixed(value: Cell, digits: int = 3) -> str:
@@ -34,9 +35,13 @@ def perplexity(value: Cell) -> str:
     return fixed(value, 1 if isinstance(value, (int, float)) and value < 1000 else 0)
 
 
-def threshold(value: Cell) -> str:
-    """As given in the config; a dash at full depth."""
-    return f"{value:g}" if isinstance(value, (int, float)) else MISSING
+def threshold(value: Cell | list[float]) -> str:
+    """As given in the config: one number or one per exit; a dash at full depth."""
+    if isinstance(value, list):
+        return " ".join(map(threshold, value))
+    if value is None:
+        return MISSING
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
 def count(value: float) -> str:

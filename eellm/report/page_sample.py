@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from itertools import groupby
@@ -29,7 +28,7 @@ def samples(record: RunRecord) -> str:
 
 
 def _prompt_block(record: RunRecord, generations: Sequence[Generation]) -> str:
-    shown = _most_varied(record, generations)
+    shown = max(generations, key=lambda generation: generation.variety)
     others = [generation for generation in generations if generation is not shown]
     folded = "".join(sample(record, generation) for generation in others)
     more = f"<details><summary>The same prompt at {_names(others)}</summary>{folded}</details>" if others else ""
@@ -40,24 +39,16 @@ def _names(generations: Sequence[Generation]) -> str:
     return escape(", ".join(dict.fromkeys(generation.label for generation in generations)))
 
 
-def _most_varied(record: RunRecord, generations: Sequence[Generation]) -> Generation:
-    def variety(generation: Generation) -> float:
-        counts = Counter(record.head_of(token.exit_layer) for token in generation.tokens)
-        return 1 - sum((number / len(generation.tokens)) ** 2 for number in counts.values()) if counts else -1.0
-
-    return max(generations, key=variety)
-
-
 def sample(record: RunRecord, generation: Generation) -> str:
     """Prompt, continuation, and how many tokens each head emitted."""
     heads = record.heads or [FINAL]
-    tokens = "".join(_token(record, heads, token) for token in generation.tokens) or escape(generation.text)
+    tokens = "".join(_token(heads, token) for token in generation.tokens) or escape(generation.text)
     text = f'<div class="text"><span class="prompt">{escape(generation.prompt)}</span>{tokens}</div>'
     return f'<div class="sample card">{_sample_header(record, generation)}{text}</div>'
 
 
 def _sample_header(record: RunRecord, generation: Generation) -> str:
-    counts = Counter(record.head_of(token.exit_layer) for token in generation.tokens)
+    counts = generation.heads
     total = sum(counts.values())
     facts = [generation.label]
     if total and generation.seconds:
@@ -80,8 +71,8 @@ def _legend_entry(record: RunRecord, head: str, share: float) -> str:
     return f'<span><u style="{_look(record.heads, head)}">{escape(head)}</u> {percent(share)}</span>'
 
 
-def _token(record: RunRecord, heads: Sequence[str], token: Token) -> str:
-    head = record.head_of(token.exit_layer)
+def _token(heads: Sequence[str], token: Token) -> str:
+    head = token.head
     details = {"head": head, "layer": "" if token.exit_layer is None else str(token.exit_layer)}
     if token.confidence is not None:
         details["confidence"] = fixed(token.confidence)

@@ -65,7 +65,7 @@ header p { max-width: 80ch; margin-bottom: 4px; }
 .tile span { color: var(--muted); font-size: 0.83rem; line-height: 1.35; display: block; margin-top: 2px; }
 .card { background: var(--background); border: 1px solid var(--grid); border-radius: 10px; }
 .scroll { overflow-x: auto; margin: 14px 0; }
-table { border-collapse: collapse; width: 100%; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 8px 14px; white-space: nowrap; border-bottom: 1px solid var(--grid); }
 th { color: var(--muted); font-weight: 500; font-size: 0.82rem; vertical-align: bottom; }
 tbody tr:last-child td, tbody tr:last-child th { border-bottom: 0; }
@@ -73,11 +73,11 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 td.share { background: linear-gradient(90deg, color-mix(in srgb, var(--c) 24%, transparent) var(--v), transparent var(--v)); }
 tr.reference td { font-weight: 600; }
 .dot { display: inline-block; width: 0.7em; height: 0.7em; border-radius: 50%; background: var(--c); margin-right: 0.5em; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 16px; margin: 18px 0; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 16px; margin: 18px 0; }
 figure { margin: 0; padding: 16px clamp(10px, 2vw, 18px) 14px; }
-figure svg { width: 100%; height: auto; display: block; stroke-linejoin: round; stroke-linecap: butt; }
+figure svg { width: 100%; max-width: 640px; height: auto; display: block; stroke-linejoin: round; stroke-linecap: butt; }
 figure h3 { margin-bottom: 8px; }
-@media (min-width: 940px) {
+@media (min-width: 860px) {
   .figures figure:last-child:nth-child(odd) { grid-column: 1 / -1; display: grid; grid-template-columns: 1fr 1fr; gap: 0 34px;
     grid-template-rows: auto 1fr; }
   .figures figure:last-child:nth-child(odd) svg { grid-row: 1 / 3; }

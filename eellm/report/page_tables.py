@@ -79,10 +79,11 @@ def trade_off_table(record: RunRecord) -> str:
             threshold(row.get("threshold")),
             percent(row.get("accuracy"), 1),
             fixed(row.get("loss")),
+            percent(row.get("agreement"), 1),
             fixed(row.get("mean_layers"), 2),
         ]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + share_cells(row, heads) + "</tr>")
-    return table(["threshold", "accuracy", "loss", "mean layers", *map(dotted, heads)], rows)
+    return table(["threshold", "accuracy", "loss", "agreement with final", "mean layers", *map(dotted, heads)], rows)
 
 
 def share_cells(row: dict[str, Cell], heads: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from eellm.metrics.names import FINAL, STEP, TRAIN_LOSS, VAL_LOSS, depth, heads_in
 from eellm.metrics.rows import Row, read_rows
 from eellm.metrics.tables import Cell, read_table
+from eellm.report.number_text import threshold
 
 TableRows = list[dict[str, Cell]]
 SHARE = "share_"
@@ -18,9 +20,10 @@ SHARE = "share_"
 
 @dataclass(frozen=True)
 class Token:
-    """One generated token: its text, and after how many layers and how confidently it was emitted."""
+    """One generated token: its text, the head that emitted it, after how many layers and how confidently."""
 
     text: str
+    head: str
     exit_layer: int | None
     confidence: float | None
     logprob: float | None
@@ -28,12 +31,12 @@ class Token:
 
 @dataclass(frozen=True)
 class Generation:
-    """One continuation. `threshold` is None at full depth."""
+    """One continuation. `threshold` is the exit policy's, one number or one per exit, None where it has none."""
 
     prompt: str
     text: str
     decoding: str
-    threshold: float | None
+    threshold: float | list[float] | None
     tokens: tuple[Token, ...]
     seconds: float | None
 
@@ -43,9 +46,19 @@ class Generation:
 
     @property
     def label(self) -> str:
-        if self.is_full or self.threshold is None:
-            return "full depth" if self.is_full else self.decoding
-        return f"threshold {self.threshold:g}"
+        if self.is_full:
+            return "full depth"
+        return self.decoding if self.threshold is None else f"threshold {threshold(self.threshold)}"
+
+    @property
+    def heads(self) -> Counter[str]:
+        """How many tokens each head emitted."""
+        return Counter(token.head for token in self.tokens)
+
+    @property
+    def variety(self) -> float:
+        """0 when one head emitted all tokens, towards 1 the more evenly they are spread over heads."""
+        return 1 - sum((count / len(self.tokens)) ** 2 for count in self.heads.values()) if self.tokens else 0.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,8 @@ class RunRecord:
     @property
     def heads(self) -> list[str]:
         """Names of all heads that anything was recorded for, in order of depth."""
-        names = {str(row["head"]) for row in self.exits}
+        names = {str(row["head"]) for row in (*self.exits, *self.reliability)}
+        names |= {token.head for generation in self.generations for token in generation.tokens}
         for rows in (self.trade_off, self.speed_quality):
             names |= {column.removeprefix(SHARE) for row in rows for column in row if column.startswith(SHARE)}
         keys = {key for row in self.rows for key in row}
@@ -100,12 +114,6 @@ class RunRecord:
     def layer_of(self, head: str) -> int | None:
         """Layers that a head's token has passed."""
         return self.num_layers if head == FINAL else int(head.removeprefix("exit_"))
-
-    def head_of(self, exit_layer: int | None) -> str:
-        """Head that emitted a token after `exit_layer` layers; no layer, or the last one, is the final head."""
-        if exit_layer is None or exit_layer == self.num_layers:
-            return FINAL
-        return f"exit_{exit_layer:02d}"
 
     def curves(self, pattern: str) -> dict[str, Curve]:
         """One curve per head of a pattern of `eellm.metrics.names`, heads in order of depth."""
@@ -161,15 +169,14 @@ def _read_generations(path: Path) -> list[Generation]:
 
 
 def _generation(entry: dict[str, Any]) -> Generation:
-    tokens = (
-        Token(token["text"], token.get("exit_layer"), token.get("confidence"), token.get("logprob"))
-        for token in entry.get("tokens", [])
-    )
     return Generation(
-        prompt=entry.get("prompt", ""),
-        text=entry.get("text", ""),
-        decoding=entry.get("decoding", ""),
-        threshold=entry.get("threshold"),
-        tokens=tuple(tokens),
-        seconds=entry.get("seconds"),
+        prompt=entry["prompt"],
+        text=entry["text"],
+        decoding=entry["decoding"],
+        threshold=entry["threshold"],
+        tokens=tuple(
+            Token(token["text"], token["head"], token["exit_layer"], token["confidence"], token["logprob"])
+            for token in entry["tokens"]
+        ),
+        seconds=entry["seconds"],
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
 from itertools import groupby
 from pathlib import Path
 
@@ -26,7 +25,7 @@ MOST_SHARE_COLUMNS = 9
 """Heads whose shares fit beside the other columns at 100 characters; with more, they get a table of their own."""
 READING_WIDTH = 96
 EXITS_NOTE = "agreement: same most probable token as the final head; calib. error: expected, 0 is perfect"
-SPEED_NOTE = "same: tokens as at full depth; layers: mean per token; 2, 4, .., final: % of the tokens that leave there"
+SPEED_NOTE = "same: full depth's token, given the same text; layers: mean per token; rest: % of tokens by exit"
 
 
 def print_report(run_dir: Path, console: Console | None = None) -> None:
@@ -127,14 +126,8 @@ def short_name(head: str) -> str:
 
 
 def chosen_sample(record: RunRecord) -> Generation | None:
-    """The generation that shows most: of those with early exits, the one whose tokens left at most different places."""
-    early = [sample for sample in record.generations if not sample.is_full and sample.tokens]
-    return max(early, key=lambda sample: _variety(record, sample), default=next(iter(record.generations), None))
-
-
-def _variety(record: RunRecord, sample: Generation) -> float:
-    counts = Counter(record.head_of(token.exit_layer) for token in sample.tokens)
-    return 1 - sum((number / len(sample.tokens)) ** 2 for number in counts.values())
+    """The generation that shows most: the one whose tokens left at the most different places."""
+    return max(record.generations, key=lambda sample: sample.variety, default=None)
 
 
 def sample_text(record: RunRecord, sample: Generation) -> Text:
@@ -143,7 +136,7 @@ def sample_text(record: RunRecord, sample: Generation) -> Text:
     styles = head_styles(record)
     text = Text(f"Sample, {sample.label} (bold: the prompt)\n\n", style="bold")
     text = Text.assemble(text, (visible(sample.prompt), "bold"))
-    for head, tokens in groupby(sample.tokens, key=lambda token: record.head_of(token.exit_layer)):
+    for head, tokens in groupby(sample.tokens, key=lambda token: token.head):
         joined = visible("".join(token.text for token in tokens))
         if head == FINAL:
             text.append(joined)
@@ -157,7 +150,7 @@ def sample_text(record: RunRecord, sample: Generation) -> Text:
 
 def legend(record: RunRecord, sample: Generation) -> Text:
     """What the colours and superscripts of a sample mean, and how many tokens each exit emitted."""
-    counts = Counter(record.head_of(token.exit_layer) for token in sample.tokens)
+    counts = sample.heads
     styles, total = head_styles(record), max(len(sample.tokens), 1)
     text = Text()
     for head in record.heads:

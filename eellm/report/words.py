@@ -6,7 +6,7 @@ import math
 
 from eellm.metrics.names import FINAL, VAL_LOSS
 from eellm.metrics.tables import Cell
-from eellm.report.number_text import count, duration, fixed, listing, percent, perplexity, plural, threshold
+from eellm.report.number_text import TIMES, count, duration, fixed, listing, percent, perplexity, plural, threshold
 from eellm.report.run_record import RunRecord, TableRows
 from eellm.report.setup import Setup, trained_steps
 
@@ -49,7 +49,7 @@ def layout_words(setup: Setup) -> str:
     if layout.world_size == 1:
         return "One process."
     sizes = {"tensor": layout.tp, "pipeline": layout.pp, "data": layout.dp}
-    split = " × ".join(f"{name} parallel {size}" for name, size in sizes.items() if size > 1)
+    split = f" {TIMES} ".join(f"{name} parallel {size}" for name, size in sizes.items() if size > 1)
     chunks = f", {layout.vp} chunks per pipeline rank" if layout.vp > 1 else ""
     return f"{layout.world_size:,} processes: {split}{chunks}."
 
@@ -158,7 +158,7 @@ def _depth_clause(row: dict[str, Cell], record: RunRecord) -> str:
 def _agreement_clause(row: dict[str, Cell]) -> str:
     if _number(row.get("agreement")) is None:
         return ""
-    return f", and {percent(row['agreement'])} of the tokens are the same"
+    return f", and {percent(row['agreement'])} of the tokens are full depth's"
 
 
 def _cost_words(setup: Setup | None) -> list[str]:
@@ -181,12 +181,12 @@ def outlook_words(record: RunRecord, setup: Setup | None) -> list[str]:
     if ratio >= TOKENS_PER_PARAMETER:
         return []
     return [
-        f"This run has seen {count(tokens)} tokens, {fixed(ratio, 1)} per parameter. About {TOKENS_PER_PARAMETER} are usual for a "
-        "model meant for use, and published early-exit models saw far more: EE-LLM trained 1.3 billion parameters on 300 billion.",
+        f"This run has seen {count(tokens)} tokens, {fixed(ratio, 1)} per parameter. About {TOKENS_PER_PARAMETER} are usual for "
+        "a model meant for use, and published early-exit models saw more: EE-LLM trained 1.3 billion parameters on 300 billion.",
         "In its first minutes every head learns the same easy things, frequent tokens and short phrases, so the exits stay close "
         "together and their confidence says little.",
-        "They draw apart with more steps, more text and more layers: raise trainer.max_steps, choose a larger model, give it your "
-        "own text (data=text data.path=...).",
+        "They draw apart with more steps, more text and more layers: raise trainer.max_steps, choose a larger model, give it "
+        "your own text (data=text data.path=...).",
     ]
 
 

@@ -13,13 +13,17 @@ BATCH, SEQUENCE = 3, 24
 
 
 def make_spec(**changes):
-    shapes = dict(num_layers=4, hidden_size=32, num_heads=4, num_query_groups=2, head_dim=12, ffn_hidden_size=80)
+    shapes = {"num_layers": 4, "hidden_size": 32, "num_heads": 4, "num_query_groups": 2, "head_dim": 12, "ffn_hidden_size": 80}
     exits = tuple(ExitSpec(layer, head) for layer, head in ((1, "embedding"), (2, "norm"), (3, "mlp"), (4, "block")))
     return ModelSpec(**{**shapes, "vocab_size": 101, "padded_vocab_size": 128, "max_positions": 64, "exits": exits, **changes})
 
 
+def activations(spec):
+    return torch.empty(BATCH, SEQUENCE, spec.hidden_size, requires_grad=True, device="meta")
+
+
 def weight(rows, columns):
-    return torch.randn(rows, columns, requires_grad=True)
+    return torch.empty(rows, columns, requires_grad=True, device="meta")  # shapes are all that is counted
 
 
 def attention(spec, hidden):
@@ -55,8 +59,8 @@ def head(spec, exit_, hidden):
 
 
 def network(spec):
-    hidden = torch.randn(BATCH, SEQUENCE, spec.hidden_size, requires_grad=True)
-    loss = torch.zeros(())
+    hidden = activations(spec)
+    loss = torch.zeros((), device="meta")
     for number in range(1, spec.num_layers + 1):
         hidden = layer(spec, hidden)
         if number in spec.exit_layers:
@@ -84,7 +88,7 @@ def test_forward_and_training_equal_the_counter(changes):
 
 def test_each_head_is_counted_with_its_body():
     spec = make_spec()
-    hidden = torch.randn(BATCH, SEQUENCE, spec.hidden_size)
+    hidden = activations(spec)
     for exit_ in (*spec.exits, None):
         expected = counted(lambda exit_=exit_: head(spec, exit_, hidden)) / (BATCH * SEQUENCE)
         assert flops.flops_by_head(spec, SEQUENCE)["final" if exit_ is None else exit_.name] == expected
@@ -93,7 +97,7 @@ def test_each_head_is_counted_with_its_body():
 def test_recomputation_is_hardware_flops_only():
     spec = make_spec(attention="unfused")
     tokens = BATCH * SEQUENCE
-    once = counted(lambda: layer(spec, torch.randn(BATCH, SEQUENCE, spec.hidden_size))) // tokens
+    once = counted(lambda: layer(spec, activations(spec))) // tokens
     model = flops.training_flops(spec, SEQUENCE)
     assert flops.hardware_flops(spec, SEQUENCE) == model
     assert flops.hardware_flops(spec, SEQUENCE, "full") == model + spec.num_layers * once

@@ -46,7 +46,9 @@ def test_jsonl_is_valid_json_also_for_nan_and_infinity(tmp_path):
         "train/step_time": 0.1,
     }
     back = read_rows(tmp_path / "metrics.jsonl")[0]
-    assert math.isnan(back["train/loss/final"]) and back["train/grad_norm"] == math.inf and back["train/lr"] == -math.inf
+    assert math.isnan(back["train/loss/final"])
+    assert back["train/grad_norm"] == math.inf
+    assert back["train/lr"] == -math.inf
 
 
 def test_rows_are_on_disk_before_close(tmp_path):
@@ -143,7 +145,8 @@ def test_a_table_reads_back_through_pandas(tmp_path):
     write_table(tmp_path / "t.csv", TABLE)
     frame = pandas.read_csv(tmp_path / "t.csv")
     assert list(frame.columns) == ["threshold", "head", "tokens", "note", "active", "extra"]
-    assert frame["threshold"].tolist() == [0.5, math.inf] and frame["extra"].tolist()[1] == 1e-12
+    assert frame["threshold"].tolist() == [0.5, math.inf]
+    assert frame["extra"].tolist()[1] == 1e-12
 
 
 def test_an_empty_table_is_an_empty_list(tmp_path):

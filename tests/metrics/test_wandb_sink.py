@@ -40,7 +40,8 @@ def test_an_offline_run_reads_back(tmp_path):
     assert [row["val/loss/exit_02"] for row in run.history if "val/loss/exit_02" in row] == [3.5]
     flat = config.flat()
     assert {key: value for key, value in run.config.items() if not key.startswith("_wandb")} == flat
-    assert flat["model.num_layers"] == 8 and flat["logger.wandb.mode"] == "offline"
+    assert flat["model.num_layers"] == 8
+    assert flat["logger.wandb.mode"] == "offline"
     assert (run.run.run_group, run.run.job_type, list(run.run.tags), run.run.project) == (
         "example",
         "quickstart",
@@ -54,7 +55,8 @@ def test_an_offline_run_reads_back(tmp_path):
     page = next((run.folder / "files" / "media" / "html").rglob("*.html"))
     assert page.read_text() == "<h1>report</h1>"
     defined = {metric.name or metric.glob_name: metric for metric in run.metrics}
-    assert defined["*"].step_metric == "step" and "step" in defined
+    assert defined["*"].step_metric == "step"
+    assert "step" in defined
 
 
 def test_all_heads_are_on_one_chart(tmp_path):
@@ -75,7 +77,8 @@ def test_a_reopened_directory_is_the_same_wandb_run(tmp_path):
         recorder.close({}, "failed")
         seen.append(read_offline_run(tmp_path))
     assert seen[0].run.run_id == seen[1].run.run_id == (tmp_path / "wandb" / "run_id.txt").read_text().strip()
-    assert seen[0].exit_code == 1 and seen[0].summary["status"] == "failed"
+    assert seen[0].exit_code == 1
+    assert seen[0].summary["status"] == "failed"
 
 
 def test_a_study_is_the_group_unless_one_is_named(tmp_path):

@@ -112,7 +112,12 @@ def write_speed(run_dir: Path, heads: dict[str, int]) -> None:
         row = {"decoding": "catch_up", "policy": "max_probability", "threshold": threshold, "tokens_per_second": 212.4 * speedup}
         row |= {"speedup": speedup, "agreement": 0.72 + 0.28 * threshold**1.3, "accuracy": None, "mean_layers": layers}
         speed.append(row | shares_by_column)
-        quality = {"accuracy": 0.26 + 0.05 * threshold, "loss": 4.37 - 0.25 * threshold, "mean_layers": layers}
+        quality = {
+            "accuracy": 0.26 + 0.05 * threshold,
+            "loss": 4.37 - 0.25 * threshold,
+            "agreement": 0.7 + 0.3 * threshold,
+            "mean_layers": layers,
+        }
         trade_off.append({"threshold": threshold, **quality, **shares_by_column})
     write_table(run_dir / "speed_quality.csv", speed)
     write_table(run_dir / "trade_off.csv", trade_off)
@@ -126,12 +131,8 @@ def write_generations(run_dir: Path, heads: dict[str, int]) -> None:
         for number, text in enumerate(CONTINUATION):
             head = chance.choices(list(heads), [share[name] for name in heads])[0]
             confidence = chance.uniform(threshold or 0.1, 1.0)
-            tokens.append(
-                {
-                    "text": text, "id": number,
-                    "exit_layer": heads[head], "confidence": confidence, "logprob": math.log(confidence),
-                }
-            )  # fmt: skip
+            measured = {"confidence": confidence, "logprob": math.log(confidence)}
+            tokens.append({"text": text, "id": number, "exit_layer": heads[head], "head": head, **measured})
         entry = {"prompt": PROMPT, "text": "".join(CONTINUATION), "decoding": "full" if threshold is None else "catch_up"}
         lines.append(json.dumps({**entry, "threshold": threshold, "tokens": tokens, "seconds": 0.3}))
     (run_dir / "generations.jsonl").write_text("\n".join(lines) + "\n")

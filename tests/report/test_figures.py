@@ -1,0 +1,93 @@
+import itertools
+import math
+
+import pytest
+
+from eellm.report.figures import plots, save_figures
+from eellm.report.palette import exit_colours, oklch, paper_ink
+from eellm.report.run_record import RunRecord, load_run
+from tests.report.example_run import THRESHOLDS, write_example_run
+
+NAMES = {"loss_train", "loss_validation", "exit_gap", "speed_quality", "shares", "trade_off", "reliability"}
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    return load_run(write_example_run(tmp_path_factory.mktemp("run") / "example"))
+
+
+def axes_of(record, name):
+    plot = next(plot for plot in plots(record) if plot.name == name)
+    return plot.figure(paper_ink(record.heads)).axes[0]
+
+
+def drawn(axes):
+    return {line.get_label(): list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in axes.lines}
+
+
+def test_every_head_is_drawn_with_its_losses(record):
+    for name, prefix in (("loss_train", "train/loss/"), ("loss_validation", "val/loss/")):
+        lines = drawn(axes_of(record, name))
+        assert list(lines) == ["exit_02", "exit_04", "exit_06", "final"]
+        for head, points in lines.items():
+            assert points == [(row["step"], row[prefix + head]) for row in record.rows if prefix + head in row]
+
+
+def test_the_gap_is_the_difference_at_the_same_step(record):
+    lines = drawn(axes_of(record, "exit_gap"))
+    rows = [row for row in record.rows if "val/loss/final" in row]
+    assert lines["exit_04"] == [(row["step"], row["val/loss/exit_04"] - row["val/loss/final"]) for row in rows]
+
+
+def test_shares_fill_each_threshold(record):
+    axes = axes_of(record, "shares")
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(map(str, THRESHOLDS))
+    for index in range(len(THRESHOLDS)):
+        assert sum(bars[index].get_width() for bars in axes.containers) == pytest.approx(1.0, abs=2e-3)
+
+
+def test_all_thresholds_are_named_beside_full_depth(record):
+    texts = {text.get_text() for text in axes_of(record, "speed_quality").texts}
+    assert texts == {*map(str, THRESHOLDS), "full depth"}
+
+
+def test_lines_differ_without_colour(record):
+    looks = [(line.get_linestyle(), str(line._dash_pattern), line.get_marker()) for line in axes_of(record, "loss_train").lines]
+    assert len(set(looks)) == len(looks)
+    assert len({line.get_marker() for line in axes_of(record, "loss_train").lines}) == len(looks)
+
+
+def test_pngs_are_written_for_what_there_is(record, tmp_path):
+    written = save_figures(record, tmp_path / "figures")
+    assert {path.stem for path in written} == NAMES
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+    assert save_figures(RunRecord(tmp_path), tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
+
+
+def luminance(colour):
+    channels = [int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5)]
+    linear = [channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4 for channel in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("background", ["light", "dark", "terminal"])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_colours_darken_with_depth(background, count):
+    grey = [luminance(colour) for colour in exit_colours(count, background)]
+    assert all(earlier > later for earlier, later in itertools.pairwise(grey))
+    assert len(grey) == count
+
+
+@pytest.mark.parametrize(
+    ("colour", "expected"),
+    [((1.0, 0.0, 0.0), "#ffffff"), ((0.0, 0.0, 0.0), "#000000"), ((0.6279554, 0.2576833, 29.2338851), "#ff0000"),
+     ((0.4520137, 0.3132144, 264.0520226), "#0000ff")],
+)  # fmt: skip
+def test_oklch_agrees_with_known_colours(colour, expected):
+    assert oklch(*colour) == expected
+
+
+def test_a_colour_outside_srgb_loses_chroma_only():
+    assert luminance(oklch(0.6, 0.4, 150.0)) == pytest.approx(luminance(oklch(0.6, 0.1, 150.0)), abs=0.03)
+    assert math.isfinite(luminance(oklch(0.99, 0.4, 260.0)))
