@@ -14,7 +14,7 @@ from eellm.decoding.kv_cache import KVCache
 from eellm.decoding.modes import CatchUp, Mode
 from eellm.decoding.policy import Policy, never_exit
 from eellm.decoding.queue import SegmentQueue
-from eellm.decoding.sampling import SamplingOptions, choose, uniform
+from eellm.decoding.sampling import GREEDY, SamplingOptions, choose, uniform
 from eellm.decoding.segments import InferenceModel
 from eellm.model.spec import ModelSpec
 from eellm.model.stage import Stage
@@ -43,12 +43,15 @@ class DecoderOptions:
     max_pending: int | None = None
 
 
+CATCH_UP = DecoderOptions()
+
+
 @dataclass(frozen=True)
 class Request:
     """What is wanted of one sequence. `eos_id` None: no token ends it. Draws depend on `seed` and position only."""
 
     max_new_tokens: int
-    sampling: SamplingOptions = SamplingOptions()
+    sampling: SamplingOptions = GREEDY
     seed: int = 0
     eos_id: int | None = None
 
@@ -82,7 +85,7 @@ class Decoder:
     what the tokens after each first one have cost since the decoder was made.
     """
 
-    def __init__(self, stage: Stage, policy: Policy, options: DecoderOptions = DecoderOptions()):
+    def __init__(self, stage: Stage, policy: Policy, options: DecoderOptions = CATCH_UP):
         exits = options.mode != "full" and options.max_pending != 0
         self.policy = policy if exits else never_exit(stage.spec)
         self.options = options

@@ -18,9 +18,9 @@ class KVShape:
     max_tokens: int
     groups: int
     head_dim: int
-    sequences: int = 1
     dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
+    sequences: int = 1
 
 
 class KVCache:
@@ -40,9 +40,8 @@ class KVCache:
         start = self._filled[layer]
         end = start + key.shape[0]
         if end > self.shape.max_tokens:
-            raise ValueError(
-                f"KV cache of layer {layer} holds {self.shape.max_tokens} tokens: {start} are filled, {key.shape[0]} more do not fit"
-            )
+            asked = f"{start} are filled, {key.shape[0]} more do not fit"
+            raise ValueError(f"KV cache of layer {layer} holds {self.shape.max_tokens} tokens: {asked}")
         keys, values = self._stored[layer]
         keys[start:end] = key
         values[start:end] = value

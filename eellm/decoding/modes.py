@@ -40,23 +40,19 @@ class CatchUp:
 
     def prefill(self, queue: SegmentQueue, prompt: Sequence[int]) -> Reading:
         queue.push(prompt)
-        for index in range(len(self.model.segments)):
-            queue.advance(index)
-        reading = queue.read_final()
+        arrivals = [queue.advance(index) for index in range(len(self.model.segments))]
         queue.fill_blocks()
-        return reading
+        return queue.read_final(arrivals[-1])
 
     def advance(self, queue: SegmentQueue, token: int, generated: int) -> Reading:
-        may_exit = generated >= self.policy.min_new_tokens and (
-            self.max_pending is None or queue.pending < self.max_pending
-        )
+        may_exit = generated >= self.policy.min_new_tokens and (self.max_pending is None or queue.pending < self.max_pending)
         queue.push([token])
         seen = []
         for index, segment in enumerate(self.model.segments):
-            queue.advance(index)
+            arrival = queue.advance(index)
             if may_exit and segment.exit is not None:
-                reading = queue.read_exit(index)
+                reading = queue.read_exit(index, arrival)
                 seen.append(reading.statistics)
                 if self.policy.decide(seen).item():
                     return reading
-        return queue.read_final()
+        return queue.read_final(arrival)

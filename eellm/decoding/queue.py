@@ -9,6 +9,7 @@ Shape legend: s tokens, b sequences, h channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -41,21 +42,26 @@ class _Boundary:
         return start, states[0] if len(states) == 1 else torch.cat(states)
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """A sequence's newest token behind a segment: its hidden state [1, b, h], and the context it came in."""
+
+    hidden: torch.Tensor
+    context: Context
+
+
 class SegmentQueue:
     """One sequence on its way through the segments of a model, with its KV cache.
 
-    `advance(0)`, `advance(1)`, .. takes what waits in front of a segment through it. The head behind a segment is
-    read for the newest token there. A head with a block (a decoder layer with a KV cache of its own) must see every
-    token, so states wait for it too; they pass when it is read.
+    `advance(0)`, `advance(1)`, .. takes what waits in front of a segment through it. A head with a block (a decoder
+    layer with a KV cache of its own) must see every token, so states wait for it too; they pass when it is read.
     """
 
     def __init__(self, model: InferenceModel, kv: KVCache):
         self.model, self.kv = model, kv
         self.counters = Counters()
         self._before = [_Boundary() for _ in model.segments]
-        blocks = [segment.exit is not None and segment.exit.head.block is not None for segment in model.segments]
-        self._before_block = [_Boundary() if block else None for block in blocks]
-        self._newest: tuple[torch.Tensor, Context] | None = None
+        self._before_block = {index: _Boundary() for index in model.blocks}
         self._span = (0, 0)
         self._context: Context | None = None
 
@@ -72,42 +78,39 @@ class SegmentQueue:
         """Put the sequence's next tokens in front of the first segment."""
         self._before[0].put(self.model.embed(ids, len(self)))
 
-    def advance(self, index: int) -> None:
+    def advance(self, index: int) -> Arrival:
         """Take everything that waits in front of a segment through it."""
         start, hidden = self._before[index].take()
         segment, rows = self.model.segments[index], hidden.shape[0]
         context = self._shared(start, rows)
         hidden = segment.forward(hidden, context)
         self.counters.add_forward(len(segment.layers), rows, self.model.segment_bytes[index])
-        self._newest = hidden[-1:], context
         if index + 1 < len(self._before):
             self._before[index + 1].put(hidden)
-        block = self._before_block[index]
-        if block is not None:
-            block.put(hidden)
+        if index in self._before_block:
+            self._before_block[index].put(hidden)
+        return Arrival(hidden[-1:], context)
 
-    def read_exit(self, index: int) -> Reading:
+    def read_exit(self, index: int, arrival: Arrival) -> Reading:
         """What the exit behind a segment says about the newest token, which has just passed the segment."""
         readout = self.model.segments[index].exit
         assert readout is not None
-        block = self._before_block[index]
-        if block is None:
-            return self._read(readout, *self._newest)
-        start, hidden = block.take()
+        if index not in self._before_block:
+            return self._read(readout, arrival.hidden, arrival.context)
+        start, hidden = self._before_block[index].take()
         return self._read(readout, hidden, self._shared(start, hidden.shape[0]))
 
-    def read_final(self) -> Reading:
+    def read_final(self, arrival: Arrival) -> Reading:
         """What the final head says about the newest token, which has just passed the last segment."""
-        return self._read(self.model.final, *self._newest)
+        return self._read(self.model.final, arrival.hidden, arrival.context)
 
     def fill_blocks(self) -> None:
         """Take states that wait for exits' blocks through them: after a prompt, and where nothing may be left behind."""
-        for index, block in enumerate(self._before_block):
-            if block is not None and block.waiting:
-                readout = self.model.segments[index].exit
-                start, hidden = block.take()
-                readout.head.block(hidden, self._shared(start, hidden.shape[0]))
-                self.counters.add_forward(1, hidden.shape[0], self.model.block_bytes[readout.name])
+        for index, boundary in self._before_block.items():
+            if boundary.waiting:
+                start, hidden = boundary.take()
+                self.model.blocks[index](hidden, self._shared(start, hidden.shape[0]))
+                self.counters.add_forward(1, hidden.shape[0], self.model.block_bytes[index])
 
     def drain(self) -> None:
         """Take every pending token through all segments: the KV cache is then complete."""
@@ -117,6 +120,7 @@ class SegmentQueue:
         self.fill_blocks()
 
     def _read(self, readout: Readout, hidden: torch.Tensor, context: Context) -> Reading:
+        """Of [s, b, h] the last token's."""
         features = readout.head.features(hidden, context)[-1]
         self.counters.add_head(readout.name, self.model.head_bytes[readout.name])
         return read(readout, features)

@@ -30,6 +30,9 @@ class SamplingOptions:
     top_p: float = 1.0
 
 
+GREEDY = SamplingOptions()
+
+
 def uniform(seed: int, position: int) -> float:
     """The random number in [0, 1) of a request's token: a counter-based generator out of a hash, 53 bits."""
     digest = hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=8).digest()
@@ -64,15 +67,13 @@ def _invert(logits: torch.Tensor, vocabulary: Vocabulary, best: float, temperatu
         dist.all_gather_into_tensor(masses, own, group=vocabulary.group)
     holders = [(rank, mass) for rank, mass in enumerate(masses.tolist()) if mass > 0]
     target = draw * sum(mass for _, mass in holders)
-    for rank, mass in holders[:-1]:
-        if target < mass:
+    # a draw that rounds up to the whole mass falls to the last rank that has any
+    for rank, mass in holders:
+        if target < mass or rank == holders[-1][0]:
             break
         target -= mass
-    else:
-        rank = holders[-1][0]
     token = torch.zeros((), dtype=torch.long, device=logits.device)
     if rank == vocabulary.group.rank():
-        # the clamp is for a draw that rounds up to the whole mass
         token = vocabulary.start + torch.searchsorted(cumulative, target, right=True).clamp(max=vocabulary.rows - 1)
     return int(vocabulary.reduce(token))
 

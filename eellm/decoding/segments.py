@@ -22,22 +22,23 @@ class InferenceModel:
     """A stage cut at its active exits only; inactive ones cost nothing.
 
     `active`: layers of the exits that may be evaluated, ascending. `segments[i].exit` is the exit behind segment i;
-    None behind a last segment without one, where only the final head speaks.
+    None behind a last segment without one. `blocks[i]` is the decoder layer inside that exit, if it has one.
     """
 
     def __init__(self, stage: Stage, active: Sequence[int] = ()):
-        assert stage.pre_process and stage.post_process, "decoding needs a stage that holds the whole model"
+        assert stage.embedding is not None, "decoding needs a stage that holds the whole model"
+        assert stage.post_process, "decoding needs a stage that holds the whole model"
         assert not stage.config.sequence_parallel, "build the stage for decoding without sequence parallelism"
-        self.stage, self.spec = stage, stage.spec
-        self.final = stage.readout("final")
+        self.spec, self.embedding = stage.spec, stage.embedding
         self.segments = _cut(stage, active)
+        self.final = stage.readout("final")
+        exits = {index: segment.exit for index, segment in enumerate(self.segments) if segment.exit is not None}
+        self.blocks = {index: exit_.head.block for index, exit_ in exits.items() if exit_.head.block is not None}
+        self.segment_bytes = [sum(_bytes(layer.parameters()) for layer in segment.layers) for segment in self.segments]
+        self.block_bytes = {index: _bytes(block.parameters()) for index, block in self.blocks.items()}
+        self.head_bytes = {readout.name: readout_bytes(readout) for readout in [*exits.values(), self.final]}
         self.dtype = stage.config.params_dtype
         self.device = self.final.weight.device
-        self.segment_bytes = [sum(_bytes(layer.parameters()) for layer in segment.layers) for segment in self.segments]
-        readouts = [segment.exit for segment in self.segments if segment.exit is not None] + [self.final]
-        self.head_bytes = {readout.name: readout_bytes(readout) for readout in readouts}
-        blocks = [(readout.name, readout.head.block) for readout in readouts]
-        self.block_bytes = {name: _bytes(block.parameters()) for name, block in blocks if block is not None}
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def cache(self, max_tokens: int) -> KVCache:
@@ -49,18 +50,16 @@ class InferenceModel:
         if self.spec.position == "learned" and max_tokens > limit:
             reason = f"prompt and new tokens make {max_tokens}, and the model has learned {limit} positions"
             raise ConfigError([Problem("decoding.max_new_tokens", max_tokens, reason, "fewer new tokens or a shorter prompt")])
-        layers: list[DecoderLayer] = [layer for segment in self.segments for layer in segment.layers]
-        blocks = [segment.exit.head.block for segment in self.segments if segment.exit is not None]
-        layers += [block for block in blocks if block is not None]
+        layers = [layer for segment in self.segments for layer in segment.layers] + list(self.blocks.values())
         groups = layers[0].attention.num_query_groups_per_partition
-        shape = KVShape(max_tokens, groups, self.spec.head_dim, dtype=self.dtype, device=self.device)
+        shape = KVShape(max_tokens, groups, self.spec.head_dim, self.dtype, self.device)
         return KVCache([layer.name for layer in layers], shape)
 
     def embed(self, ids: Sequence[int], start: int) -> torch.Tensor:
         """Token ids at positions start, start + 1, .. -> [s, 1, h]."""
         tokens = torch.tensor([ids], device=self.device)
         positions = torch.arange(start, start + len(ids), device=self.device).unsqueeze(0)
-        return self.stage.embedding(tokens, positions)
+        return self.embedding(tokens, positions)
 
     def context(self, kv: KVStore, start: int, rows: int) -> Context:
         """What `rows` consecutive tokens from position `start` share in all layers that have seen exactly those before."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from eellm.decoding.counters import Counters
-from eellm.decoding.decoder import Decoder, DecoderOptions, Request, Token
+from eellm.decoding.decoder import CATCH_UP, Decoder, DecoderOptions, Request, Token
 from eellm.decoding.policy import Policy
 from eellm.engine.chunks import build_stages
 from eellm.layout import ParallelLayout
@@ -56,7 +56,7 @@ class Job:
     spec: ModelSpec
     policy: Policy
     request: Request
-    options: DecoderOptions = DecoderOptions()
+    options: DecoderOptions = CATCH_UP
     prompt: tuple[int, ...] = PROMPT
     dtype: str = "fp32"
     tp: int = 1

@@ -65,7 +65,8 @@ def test_full_depth_is_the_plain_model(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_catch_up_emits_what_a_forward_from_scratch_would(family: str) -> None:
     spoken = check(spec(**FAMILIES[family]), oracle.Rule("max_probability", {1: 0.5, 2: 0.4, 3: 0.5}))
-    assert len(spoken) >= 2 and "final" in spoken, spoken  # otherwise nothing has been shown
+    assert "final" in spoken
+    assert len(spoken) >= 2  # otherwise nothing has been shown
 
 
 HEADS = {
@@ -123,7 +124,8 @@ def test_pending_tokens_are_bounded() -> None:
     assert free.pending == list(range(COUNT))
     assert four.pending == [0] + [1, 2, 3, 4, 0] * 4 + [1, 2, 3]
     assert one.pending == [0] + [1, 0] * 11 + [1]
-    assert {token.head for token in none.tokens} == {"final"} and set(none.steps.heads) == {"final"}
+    assert {token.head for token in none.tokens} == {"final"}
+    assert set(none.steps.heads) == {"final"}
 
 
 def test_counters_by_hand() -> None:
@@ -135,12 +137,15 @@ def test_counters_by_hand() -> None:
     width = spec_.hidden_size
     layer = width * spec_.head_dim * (2 * spec_.num_heads + 2 * spec_.num_query_groups) + 3 * width * spec_.ffn_hidden_size
     layer_bytes, head_bytes = 4 * (layer + 2 * width), 4 * (width * spec_.vocab_size + width)
-    assert outcome.prefill.tokens == 1 and outcome.prefill.layer_rows == 4 * len(PROMPT)
+    assert outcome.prefill.tokens == 1
+    assert outcome.prefill.layer_rows == 4 * len(PROMPT)
     assert outcome.prefill.weight_bytes == 4 * layer_bytes + head_bytes
     steps = outcome.steps
-    assert steps.tokens == 6 and steps.heads == {"exit_02": 4, "final": 2}
+    assert steps.tokens == 6
+    assert steps.heads == {"exit_02": 4, "final": 2}
     assert steps.rows == {1: 6, 3: 2}  # two layers for each token, two more for three tokens at a time
-    assert steps.layer_rows == 24 and steps.layers_per_token == 4
+    assert steps.layer_rows == 24
+    assert steps.layers_per_token == 4
     assert steps.weight_bytes == (6 * 2 + 2 * 2) * layer_bytes + 6 * head_bytes
 
 

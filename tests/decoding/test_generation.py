@@ -26,8 +26,12 @@ def tokenizer() -> Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=265, special_tokens=[END_OF_DOCUMENT], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=265,
+        special_tokens=[END_OF_DOCUMENT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
     backend.train_from_iterator(["the cat and the hat and the bat"], trainer)
     return Tokenizer(backend)
 
@@ -62,7 +66,9 @@ def test_pieces_make_the_text(whole: Generation) -> None:
     ids = [token.id for token in whole.tokens]
     assert whole.text == "".join(whole.pieces) == tokenizer().decode(ids)
     assert whole.pieces == tokenizer().pieces(ids)
-    assert len(ids) == COUNT and whole.stop_reason == "length" and whole.seconds > 0
+    assert len(ids) == COUNT
+    assert whole.stop_reason == "length"
+    assert whole.seconds > 0
 
 
 def test_row_of_generations_jsonl(whole: Generation) -> None:
@@ -90,7 +96,8 @@ def test_stop_strings_end_the_text(whole: Generation) -> None:
         assert generation.text == characters[: min(places, default=None)]
         assert generation.stop_reason == ("stop" if places else "length")
         count = len(generation.tokens)
-        assert generation.tokens == whole.tokens[:count] and generation.pieces == whole.pieces[:count]
+        assert generation.tokens == whole.tokens[:count]
+        assert generation.pieces == whole.pieces[:count]
         # no token was made after the one that completed a stop string
         assert all(stop not in "".join(generation.pieces[:-1]) for stop in stops)
 
@@ -100,13 +107,16 @@ def test_end_of_document_ends_unless_it_should_not(whole: Generation) -> None:
     calls = [("the cat", config(), eos), ("the cat", config(stop_at_eos=False), eos)]
     ended, kept = workers.run(1, generate, calls)[0]
     first = [token.id for token in whole.tokens].index(eos)
-    assert ended.stop_reason == "eos" and ended.tokens == whole.tokens[: first + 1]
-    assert kept.stop_reason == "length" and kept.tokens == whole.tokens
+    assert ended.stop_reason == "eos"
+    assert ended.tokens == whole.tokens[: first + 1]
+    assert kept.stop_reason == "length"
+    assert kept.tokens == whole.tokens
 
 
 def test_an_empty_prompt_starts_a_document() -> None:
     started = workers.run(1, generate, [("", config(), None), ("", config(), None)])[0]
-    assert started[0].tokens == started[1].tokens and len(started[0].tokens) == COUNT
+    assert started[0].tokens == started[1].tokens
+    assert len(started[0].tokens) == COUNT
 
 
 def test_stops_are_found_where_they_begin() -> None:

@@ -16,7 +16,8 @@ def test_layers_fill_on_their_own_and_in_order() -> None:
     cache = KVCache(["1", "exit_01"], KVShape(max_tokens=5, groups=2, head_dim=3))
     cache.append("1", *rows(2, 0))
     keys, values = cache.append("1", *rows(3, 2))
-    assert keys[:, 0, 1, 2].tolist() == [0, 1, 2, 3, 4] and torch.equal(values, -keys)
+    assert keys[:, 0, 1, 2].tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(values, -keys)
     keys, _ = cache.append("exit_01", *rows(1, 0))
     assert keys.shape == (1, 1, 2, 3)
     assert (cache.filled("1"), cache.filled("exit_01")) == (5, 1)
@@ -36,5 +37,5 @@ def test_overflow_is_refused_with_its_numbers_and_changes_nothing() -> None:
 
 
 def test_memory_is_counted() -> None:
-    shape = KVShape(max_tokens=10, groups=2, head_dim=3, sequences=4, dtype=torch.bfloat16)
+    shape = KVShape(max_tokens=10, groups=2, head_dim=3, dtype=torch.bfloat16, sequences=4)
     assert KVCache(["1", "2", "3"], shape).memory_bytes == 3 * 2 * 10 * 4 * 2 * 3 * 2

@@ -23,7 +23,8 @@ def seen(**values: list[float]) -> HeadStatistics:
 
 
 def config(kind: str, threshold: float | list[float] = 0.5, **changes: object) -> ExitPolicyConfig:
-    return ExitPolicyConfig(**({"kind": kind, "threshold": threshold, "layer": None, "active": None, "min_new_tokens": 0} | changes))
+    values = {"kind": kind, "threshold": threshold, "layer": None, "active": None, "min_new_tokens": 0}
+    return ExitPolicyConfig(**(values | changes))
 
 
 def test_max_probability() -> None:
@@ -55,10 +56,12 @@ def test_building() -> None:
     exits = spec(exits=(ExitSpec(1), ExitSpec(2), ExitSpec(4)))
     assert build_policy(config("max_probability"), exits) == Policy("max_probability", (1, 2, 4), (0.5, 0.5, 0.5), 61)
     chosen = build_policy(config("margin", [0.1, 0.2], active=[2, 4], min_new_tokens=7), exits)
-    assert chosen == Policy("margin", (2, 4), (0.1, 0.2), 61, 7) and chosen.threshold == [0.1, 0.2]
+    assert chosen == Policy("margin", (2, 4), (0.1, 0.2), 61, 7)
+    assert chosen.threshold == [0.1, 0.2]
     assert build_policy(config("fixed_layer", layer=2), exits).active == (2,)
     never = build_policy(config("never", 1.0), exits)
-    assert never.active == () and never.threshold is None
+    assert never.active == ()
+    assert never.threshold is None
     assert build_policy(config("entropy", 0.3), exits).threshold == 0.3
 
 

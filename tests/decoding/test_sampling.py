@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from eellm.model.spec import ExitSpec
 from tests import workers
 from tests.decoding import oracle
 from tests.decoding.alone import reading
-from tests.decoding.models import PROMPT, Job, decode_all, policy, spec
+from tests.decoding.models import Job, decode_all, policy, spec
 from tests.decoding.test_decoder import weights
 
 LOGITS = torch.tensor([[0.3, -1.0, 1.7, 0.9, -3.0, 1.1, 0.0, 2.2]])
@@ -66,11 +67,12 @@ def test_numbers_are_uniform_and_independent() -> None:
     bound = 50.0  # the 99.999th percentile with 15 degrees of freedom is 47.6
     by_position = [uniform(7, position) for position in range(count)]
     by_seed = [uniform(seed, 7) for seed in range(count)]
-    pairs = [(math.floor(a * 4), math.floor(b * 4)) for a, b in zip(by_position, by_position[1:], strict=False)]
+    pairs = [(math.floor(a * 4), math.floor(b * 4)) for a, b in itertools.pairwise(by_position)]
     for numbers in (by_position, by_seed, [(4 * a + b) / 16 for a, b in pairs]):
         counts = torch.bincount((torch.tensor(numbers) * cells).long(), minlength=cells).double()
         expected = len(numbers) / cells
-        assert len(counts) == cells and ((counts - expected).square() / expected).sum() < bound
+        assert len(counts) == cells
+        assert ((counts - expected).square() / expected).sum() < bound
     assert uniform(7, 3) == by_position[3] != uniform(8, 3)
 
 
@@ -94,7 +96,8 @@ def test_sampled_tokens_of_a_model_follow_its_softmax() -> None:
                 statistic, cells = statistic + (count - wanted) ** 2 / wanted, cells + 1
         for token in seconds:
             assert token.logprob == pytest.approx(logits.log_softmax(0)[token.id].item(), abs=1e-4)
-    assert cells >= 8 and statistic < cells + 4.5 * math.sqrt(2 * cells)
+    assert cells >= 8
+    assert statistic < cells + 4.5 * math.sqrt(2 * cells)
 
 
 @pytest.mark.parametrize("sampling", [SamplingOptions(0.9), SamplingOptions(1.3, 8, 0.9)], ids=["plain", "top"])
@@ -105,9 +108,7 @@ def test_a_request_depends_on_its_seed_alone(sampling: SamplingOptions) -> None:
     job = Job(spec_, policy(spec_, "max_probability", 0.5), request, DecoderOptions(max_pending=4))
     other = replace(job, request=Request(7, SamplingOptions(2.0), seed=6), prompt=(1, 2))
     alone = workers.run(1, decode_all, [job])[0][0]
-    first, _, again, reseeded = workers.run(
-        1, decode_all, [job, other, job, replace(job, request=replace(request, seed=4))]
-    )[0]
+    first, _, again, reseeded = workers.run(1, decode_all, [job, other, job, replace(job, request=replace(request, seed=4))])[0]
     assert alone.tokens == first.tokens == again.tokens
     assert alone.tokens != reseeded.tokens
     assert len({token.head for token in alone.tokens}) >= 2

@@ -13,7 +13,7 @@ from tests import workers
 from tests.decoding.models import BLOCKS, Job, decode_all, policy, spec
 from tests.engine.test_parity import VARIANTS
 
-SAMPLINGS = (SamplingOptions(), SamplingOptions(0.8), SamplingOptions(1.0, 5), SamplingOptions(1.5, 0, 0.9), SamplingOptions(2.0, 40, 0.9))
+SAMPLINGS = [SamplingOptions(*options) for options in ((0.0,), (0.8,), (1.0, 5), (1.5, 0, 0.9), (2.0, 40, 0.9))]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "olmo2"])
