@@ -132,7 +132,8 @@ def _speed_plot(record: RunRecord) -> Plot | None:
         axes.margins(x=0.12, y=0.18)
         axes.set_xlabel("same token as full depth")
         axes.set_ylabel("speed, times full depth")
-        axes.xaxis.set_major_formatter(lambda value, _: percent(value))
+        # The margin may reach beyond 100%, where no point can be.
+        axes.xaxis.set_major_formatter(lambda value, _: percent(value) if value < 1.0001 else "")
 
     caption = "Speed against quality of generated text by threshold. Above the dotted line early exit is faster than full depth."
     return Plot("speed_quality", "Speed against quality", caption, draw)
@@ -203,6 +204,8 @@ def _reliability_plot(record: RunRecord) -> Plot | None:
     if not rows:
         return None
     heads = sorted({str(row["head"]) for row in rows}, key=depth)
+    if len(rows) < 2 * len(heads):
+        return None
 
     def draw(axes: Axes, ink: Ink) -> None:
         axes.plot([0, 1], [0, 1], color=ink.muted, linewidth=1.0, linestyle=(0, (2, 2)))
@@ -259,15 +262,22 @@ def _name_points(axes: Axes, ink: Ink, points: Sequence[tuple[float, float, str]
     height = max(point[1] for point in points) - min(point[1] for point in points) or 1.0
     groups: list[list[tuple[float, float, str]]] = []
     for point in sorted(points):
-        near = groups and abs(point[0] - groups[-1][0][0]) < 0.04 * width and abs(point[1] - groups[-1][0][1]) < 0.08 * height
-        if near:
+        last = groups[-1][-1] if groups else (math.inf, math.inf, "")
+        if abs(point[0] - last[0]) < 0.04 * width and abs(point[1] - last[1]) < 0.12 * height:
             groups[-1].append(point)
         else:
             groups.append([point])
     for group in groups:
         text = ", ".join(name for _, _, name in group)
         axes.annotate(
-            text, group[0][:2], xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8, color=ink.text, zorder=5
+            text,
+            max(group, key=lambda point: point[1])[:2],
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color=ink.text,
+            zorder=5,
         )
 
 

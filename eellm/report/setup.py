@@ -12,6 +12,7 @@ from eellm.config.schema import Config
 from eellm.layout import ParallelLayout
 from eellm.metrics.names import TRAIN_LOSS, heads_in
 from eellm.model.spec import (
+    ExitSpec,
     ModelSpec,
     StageSpec,
     build_layout,
@@ -42,9 +43,15 @@ class Setup:
         return spec.num_layers * layer_parameters(spec) + bodies + (1 + own_outputs) * matrix
 
     @property
+    def asked_exits(self) -> list[ExitSpec]:
+        """Exits that the exit policy looks at."""
+        active = self.config.exit_policy.active
+        return [exit_ for exit_ in self.spec.exits if active is None or exit_.layer in active]
+
+    @property
     def exit_cost_in_layers(self) -> float:
-        """Weights that the cheapest exit reads per token, in units of one decoder layer's."""
-        return min(head_parameters(self.spec, exit_) for exit_ in self.spec.exits) / layer_parameters(self.spec)
+        """Weights that a token reads when all asked exits are asked, in units of one decoder layer's."""
+        return sum(head_parameters(self.spec, exit_) for exit_ in self.asked_exits) / layer_parameters(self.spec)
 
     @property
     def tokens_per_step(self) -> int:

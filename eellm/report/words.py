@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from eellm.metrics.names import FINAL, VAL_LOSS
+from eellm.metrics.names import FINAL, VAL_LOSS, share_column
 from eellm.metrics.tables import Cell
 from eellm.report.number_text import TIMES, count, duration, fixed, listing, percent, perplexity, plural, threshold
 from eellm.report.run_record import RunRecord, TableRows
@@ -16,6 +16,10 @@ FASTER = 1.03
 """Speedup from which early exit counts as paying: below it, it is within the noise of timing."""
 FAITHFUL = 0.95
 """Agreement with full depth above which a speedup counts as nearly free."""
+NOTABLE_COST = 0.1
+"""Cost of asking the exits, as a share of all layers, from which it is given as a reason for slow early exit."""
+HARDLY_ANY = 0.01
+"""Share of tokens leaving early below which the thresholds were out of reach."""
 TOKENS_PER_PARAMETER = 20
 """Training tokens per parameter of a compute-optimal model (Hoffmann et al. 2022, arXiv 2203.15556)."""
 
@@ -122,7 +126,7 @@ def speed_words(record: RunRecord, setup: Setup | None) -> list[str]:
             f"Early exit does not pay at the thresholds measured here: the fastest ({threshold(best.get('threshold'))}) runs at "
             f"{fixed(best['speedup'], 2)} times the speed of full depth{_depth_clause(best, record)}."
         )
-        return [sentence, *_cost_words(setup)]
+        return [sentence, *_unsure_words(measured), *_cost_words(setup)]
     sentences = [
         f"At threshold {threshold(best.get('threshold'))} decoding is {fixed(best['speedup'], 2)} times as fast as at full "
         f"depth{_depth_clause(best, record)}{_agreement_clause(best)}."
@@ -162,13 +166,22 @@ def _agreement_clause(row: dict[str, Cell]) -> str:
 
 
 def _cost_words(setup: Setup | None) -> list[str]:
-    if setup is None or not setup.spec.exits or setup.exit_cost_in_layers < 0.5:
+    if setup is None or setup.exit_cost_in_layers < NOTABLE_COST * setup.spec.num_layers:
         return []
+    exits = plural(len(setup.asked_exits), "exit")
     return [
-        f"One reason is the size of the model: asking one exit reads an output matrix of {setup.spec.vocab_size:,} rows, as "
-        f"many weights as {fixed(setup.exit_cost_in_layers, 1)} of its layers. In a wide and deep model an exit costs a fraction "
-        "of a layer."
+        f"One reason is the size of the model: to ask its {exits} is to read as many weights as "
+        f"{fixed(setup.exit_cost_in_layers, 1)} of its {plural(setup.spec.num_layers, 'layer')} hold, because each exit "
+        f"multiplies an output matrix of {setup.spec.vocab_size:,} rows. Exits weigh less in a wider and deeper model."
     ]
+
+
+def _unsure_words(rows: TableRows) -> list[str]:
+    """Said when thresholds were never met, which no number in the sentence before shows."""
+    left = [1 - share for row in rows if (share := _number(row.get(share_column(FINAL)))) is not None]
+    if not left or max(left) >= HARDLY_ANY:
+        return []
+    return [f"Less than {percent(HARDLY_ANY)} of the tokens left early at any of them: no exit is that sure of itself yet."]
 
 
 def outlook_words(record: RunRecord, setup: Setup | None) -> list[str]:
@@ -181,7 +194,7 @@ def outlook_words(record: RunRecord, setup: Setup | None) -> list[str]:
     if ratio >= TOKENS_PER_PARAMETER:
         return []
     return [
-        f"This run has seen {count(tokens)} tokens, {fixed(ratio, 1)} per parameter. About {TOKENS_PER_PARAMETER} are usual for "
+        f"This run has seen {count(tokens)} tokens, {ratio:.2g} per parameter. About {TOKENS_PER_PARAMETER} are usual for "
         "a model meant for use, and published early-exit models saw more: EE-LLM trained 1.3 billion parameters on 300 billion.",
         "In its first minutes every head learns the same easy things, frequent tokens and short phrases, so the exits stay close "
         "together and their confidence says little.",

@@ -51,6 +51,15 @@ def test_all_thresholds_are_named_beside_full_depth(record):
     assert texts == {*map(str, THRESHOLDS), "full depth"}
 
 
+def test_thresholds_that_make_no_difference_share_a_label(tmp_path):
+    def row(threshold, speedup):
+        return {"decoding": "catch_up", "threshold": threshold, "agreement": 1.0, "speedup": speedup, "share_final": 1.0}
+
+    speeds = {0.4: 0.85, 0.6: 0.87, 0.8: 0.86}
+    record = RunRecord(tmp_path, speed_quality=[row(*pair) for pair in speeds.items()])
+    assert {text.get_text() for text in axes_of(record, "speed_quality").texts} == {"0.4, 0.8, 0.6", "full depth"}
+
+
 def test_lines_differ_without_colour(record):
     looks = [(line.get_linestyle(), str(line._dash_pattern), line.get_marker()) for line in axes_of(record, "loss_train").lines]
     assert len(set(looks)) == len(looks)

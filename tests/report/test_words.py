@@ -45,8 +45,17 @@ def test_slow_early_exit_is_said_to_be_slow_and_why(tmp_path):
     text = " ".join(speed_words(record, read_setup(record)))
     assert "does not pay" in text
     assert "(0.8) runs at 0.93 times" in text
-    # 2048 x 128 of the output matrix over 4 x 128 x 128 + 3 x 128 x 384 of a layer
-    assert f"as many weights as {2048 * 128 / (4 * 128 * 128 + 3 * 128 * 384):.1f} of its layers" in text
+    layer = 4 * 128 * 128 + 3 * 128 * 384
+    assert f"its 3 exits is to read as many weights as {3 * 2048 * 128 / layer:.1f} of its 8 layers hold" in text
+    one = record_of(tmp_path, {"exit_policy.active": [4]}, speed_quality=record.speed_quality)
+    assert f"its 1 exit is to read as many weights as {2048 * 128 / layer:.1f} of" in " ".join(speed_words(one, read_setup(one)))
+
+
+def test_thresholds_out_of_reach_are_said_to_be(tmp_path):
+    rows = [decoded(0.4, 0.9, 1.0, 8.0) | {"share_final": share} for share in (0.999, 1.0)]
+    assert "Less than 1% of the tokens left early" in " ".join(speed_words(record_of(tmp_path, speed_quality=rows), None))
+    rows.append(decoded(0.2, 0.9, 1.0, 7.0) | {"share_final": 0.9})
+    assert "left early" not in " ".join(speed_words(record_of(tmp_path, speed_quality=rows), None))
 
 
 def test_speed_that_costs_the_text_is_not_called_a_gain(tmp_path):
@@ -74,7 +83,7 @@ def test_the_outlook_counts_tokens_per_parameter(tmp_path):
     record = record_of(tmp_path, rows=[{"step": 400, "time": 1.0, "train/loss/final": 4.0}])
     setup = read_setup(record)
     tokens = 400 * 16 * 128
-    assert f"{tokens:,} tokens, {tokens / setup.parameters:.1f} per parameter" in outlook_words(record, setup)[0]
+    assert f"{tokens:,} tokens, {tokens / setup.parameters:.2g} per parameter" in outlook_words(record, setup)[0]
     enough = math.ceil(20 * setup.parameters / (16 * 128))
     long = record_of(tmp_path, rows=[{"step": enough, "time": 1.0, "train/loss/final": 4.0}])
     assert outlook_words(long, setup) == []
