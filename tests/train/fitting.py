@@ -1,7 +1,8 @@
-"""Runs on spawned ranks: training through Lightning on this project's own source as text."""
+"""Runs on spawned ranks: training through Lightning on a package of the standard library as text."""
 
 from __future__ import annotations
 
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -16,12 +17,12 @@ from eellm.quiet import quiet_dependencies
 from eellm.tasks.session import Plan
 from eellm.train.fit import TrainingJob, fit
 
-SOURCE = Path(__file__).resolve().parents[2] / "eellm"
+MODULES = Path(sysconfig.get_path("stdlib")) / "email"
 
 BASE = [
     "task=train",
     "data=text",
-    f"data.path={SOURCE}",
+    f"data.path={MODULES}",
     "data.pattern=**/*.py",
     "data.split=[0.8,0.2]",
     "data.sequence_length=32",
