@@ -75,14 +75,14 @@ class RunDirectory:
         write_atomically(self.config, config_yaml)
         before = self.overrides.read_text(encoding="utf-8") if self.overrides.exists() else ""
         write_atomically(self.overrides, before + "".join(f"{override}\n" for override in overrides))
-        self._update_status(fingerprint=fingerprint)
+        self._update_status({"fingerprint": fingerprint})
         self.write_status("running")
 
     def write_status(self, state: State, error: str | None = None) -> None:
         """`error` is what went wrong, for `failed` and `preempted`."""
         now = time.time()
         started = {"started": now} if state == "running" else {}
-        self._update_status(state=state, error=error, updated=now, **started)
+        self._update_status({"state": state, "error": error, "updated": now, **started})
 
     def status(self) -> dict[str, object]:
         """state, error, started and updated (seconds since the epoch), fingerprint; empty where there is no run."""
@@ -97,7 +97,7 @@ class RunDirectory:
         folders = self.checkpoints.glob("step_*") if self.checkpoints.is_dir() else []
         return sorted((folder for folder in folders if _STEP.fullmatch(folder.name)), key=lambda folder: int(folder.name[5:]))
 
-    def _update_status(self, **facts: object) -> None:
+    def _update_status(self, facts: dict[str, object]) -> None:
         write_atomically(self.status_file, json.dumps({**self.status(), **facts}, indent=2) + "\n")
 
 

@@ -1,0 +1,84 @@
+"""The command line itself, as a process."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_py(*arguments: str, cwd: Path, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *flags, str(ROOT / "run.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=100)
+
+
+def test_help_takes_less_than_a_second(tmp_path: Path) -> None:
+    """Of processor time, which is what the program decides; the clock also counts whatever else the machine does."""
+    used = []
+    for _ in range(3):  # shared cores make the same work cost more
+        before = processor_seconds()
+        result = run_py("--help", cwd=tmp_path)
+        used.append(processor_seconds() - before)
+    assert min(used) < 1.0
+    assert result.returncode == 0
+    assert "exits: custom, every_eighth, none, quarter_half" in result.stdout
+    assert "python run.py task=train" in result.stdout
+
+
+def processor_seconds() -> float:
+    """Used by child processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    result = run_py("--help", cwd=tmp_path, flags=("-X", "importtime"))
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
+    assert "hydra" in loaded
+    assert loaded & {"torch", "megatron", "lightning", "wandb", "pandas", "matplotlib", "numpy", "tokenizers"} == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["exits.layers=[9]", "optimizer.learning_rate=1"], ["2 problems", "exits.layers", "did you mean optimizer.lr?"]),
+        (["model=tinny"], ["model=tinny", "did you mean model=tiny?"]),
+        (["modle=tiny"], ["modle=tiny", "did you mean model?"]),
+        (["exits.layers=[2"], ["exits.layers=[2", "quote"]),
+        (["model=3"], ["--help"]),
+        (["task=evaluate", "checkpoint=nowhere"], ["nowhere: there is no such directory"]),
+    ],
+)
+def test_a_users_mistake_is_a_message(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    result = run_py(*arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    for word in words:
+        assert word in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "HYDRA" not in result.stderr
+    assert "++" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_goes_on_after_a_failure(tmp_path: Path) -> None:
+    result = run_py("-m", "exits.layers=[9],[10]", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "9 is not one of the layers" in result.stderr
+    assert "10 is not one of the layers" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_experiment_of_ones_own(tmp_path: Path) -> None:
+    experiment = tmp_path / "mine" / "experiment"
+    experiment.mkdir(parents=True)
+    (experiment / "good.yaml").write_text("# @package _global_\nseed: 7\n")
+    (experiment / "typo.yaml").write_text("# @package _global_\nsede: 7\n")
+    (experiment / "unread.yaml").write_text("# a comment in front\n# @package _global_\nseed: 7\n")
+    assert "seed: 7" in run_py("--config-dir", "mine", "experiment=good", "--cfg", "job", cwd=tmp_path).stdout
+    assert "did you mean seed?" in run_py("--config-dir", "mine", "experiment=typo", cwd=tmp_path).stderr
+    assert "# @package _global_" in run_py("--config-dir", "mine", "experiment=unread", cwd=tmp_path).stderr
