@@ -6,6 +6,7 @@ Hydra runs once, in the parent or in rank 0; every other rank is handed the reso
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import pickle
 import signal
@@ -58,7 +59,7 @@ def launch(config: Config, run: RunDirectory, tasks: str = TASKS) -> dict[str, f
         module.prepare(context)
         if outer is not None and outer.world_size > 1:
             store = _meeting_point()
-            store.set("run", pickle.dumps((to_yaml(config), str(run.path), tasks)))
+            store.set("run", json.dumps([to_yaml(config), str(run.path), tasks]))
             metrics = module.run(context)
         elif outer is not None or ranks_of(config) == 1:
             metrics = module.run(context)
@@ -78,7 +79,7 @@ def follow() -> int:
     if not message:
         store.add("stopped", 1)
         return 1
-    text, path, tasks = pickle.loads(message)
+    text, path, tasks = json.loads(message)
     try:
         context = TaskContext(from_yaml(text), Path(path))
         module = importlib.import_module(f"{tasks}.{context.config.task.name}")
@@ -98,7 +99,7 @@ def stop_followers() -> None:
     store = _meeting_point()
     if store.check(["run"]):
         return
-    store.set("run", b"")
+    store.set("run", "")
     deadline = time.monotonic() + 30
     # rank 0 may hold the store itself: leaving before the others have read would hide the message
     while store.add("stopped", 0) < outer.world_size - 1 and time.monotonic() < deadline:
@@ -178,7 +179,7 @@ def _prepare_once_a_host(module: Any, context: TaskContext, outer: OuterRank, st
     """Rank 0 has prepared its own host; elsewhere local rank 0 does, and its neighbours wait for it."""
     if outer.local_rank == 0:
         module.prepare(context)
-        store.set(f"prepared/{socket.gethostname()}", b"1")
+        store.set(f"prepared/{socket.gethostname()}", "1")
     elif outer.rank != outer.local_rank:
         store.wait([f"prepared/{socket.gethostname()}"], _PREPARE_TIMEOUT)
 

@@ -17,16 +17,13 @@ def open_run(config: Config, fresh: Path, overrides: list[str]) -> tuple[Config,
     unfinished run with the same fingerprint. In the returned config `resume` is a path, or None for a new run.
     Raises CheckpointError where there is nothing to resume from.
     """
+    if config.resume == "auto":
+        found = unfinished(fresh.parent, fingerprint(config))
+        config = config.model_copy(update={"resume": None if found is None else str(found.path)})
     if config.resume is None:
         return config, RunDirectory.create(fresh, to_yaml(config), overrides, fingerprint(config))
-    if config.resume == "auto":
-        run = unfinished(fresh.parent, fingerprint(config))
-        config = config.model_copy(update={"resume": None if run is None else str(run.path)})
-        if run is None:
-            return config, RunDirectory.create(fresh, to_yaml(config), overrides, fingerprint(config))
-    else:
-        run, step = locate(config.resume)
-        if step is None:
-            raise CheckpointError(f"resume={config.resume}: the run has no checkpoint yet: looked for checkpoints/step_*.")
+    run, step = locate(config.resume)
+    if step is None:
+        raise CheckpointError(f"resume={config.resume}: the run has no checkpoint yet: looked for checkpoints/step_*.")
     run.describe(to_yaml(config), overrides, fingerprint(config))
     return config, run

@@ -19,9 +19,11 @@ from eellm.config.validate import check
 from eellm.errors import CheckpointError, ConfigError, Problem
 from eellm.rundir import locate
 
-_MAY_CHANGE_ON_RESUME = ("parallel", "schedule", "precision", "trainer", "optimizer", "lr_schedule", "loss_weights", "logger")
-_MAY_CHANGE_ON_RESUME += ("debug", "data.micro_batch_size", "data.cache_dir", "data.num_workers")
-_MAY_CHANGE_ON_RESUME += ("task", "device", "objective", "resume", "hydra")
+_MAY_CHANGE_ON_RESUME = (
+    *("parallel", "schedule", "precision", "trainer", "optimizer", "lr_schedule", "loss_weights", "logger", "debug"),
+    *("data.micro_batch_size", "data.cache_dir", "data.num_workers"),
+    *("task", "device", "objective", "resume", "hydra"),
+)
 
 
 def compose(overrides: list[str] | None = None, world_size: int | None = None) -> Config:

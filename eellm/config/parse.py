@@ -66,7 +66,7 @@ def parse(values: dict[str, Any]) -> Parsed:
         if entries[0]["type"] == "extra_forbidden":
             del _value_at(values, path[:-1])[path[-1]]
     groups = {
-        name: TypeAdapter(field.annotation).validate_python(values[name])
+        name: TypeAdapter(field.rebuild_annotation()).validate_python(values[name])
         for name, field in Config.model_fields.items()
         if name not in broken
     }
@@ -117,7 +117,8 @@ def _node_of(field: FieldInfo | None) -> type[Node] | None:
 
 def _field_at(path: Path) -> tuple[type[Node], FieldInfo | None]:
     """The deepest node on the way to a path, and the field that the path names in it."""
-    node, field = Config, None
+    node: type[Node] = Config
+    field: FieldInfo | None = None
     for part in path:
         if not isinstance(part, str):
             break

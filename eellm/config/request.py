@@ -17,8 +17,10 @@ FROM_CHECKPOINT = ("model", "exits", "tokenizer")
 """Groups that `checkpoint=` brings along."""
 
 _ALWAYS = ("task", "experiment", "study", "machine", "hydra", "name", "seed", "device", "objective", "checkpoint", "resume")
-_TRAINING = ("model", "exits", "loss_weights", "parallel", "schedule", "data", "tokenizer", "optimizer", "lr_schedule")
-_TRAINING += ("precision", "trainer", "logger", "debug")
+_TRAINING: tuple[str, ...] = (
+    *("model", "exits", "loss_weights", "parallel", "schedule", "data", "tokenizer"),
+    *("optimizer", "lr_schedule", "precision", "trainer", "logger", "debug"),
+)
 
 TASK_READS: dict[str, tuple[str, ...]] = {
     "quickstart": (*_TRAINING, "evaluation", "decoding", "exit_policy"),

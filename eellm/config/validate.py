@@ -39,7 +39,7 @@ Problems = Iterator[Problem]
 def check(groups: dict[str, Any], request: Request) -> list[Problem]:
     """Run every rule whose groups are there. `groups` maps top-level keys to parsed nodes and scalars."""
     available = {**groups, "groups": groups, "request": request}
-    problems = []
+    problems: list[Problem] = []
     for rule in RULES:
         names = list(inspect.signature(rule).parameters)
         if all(name in available for name in names):
