@@ -89,14 +89,18 @@ def test_every_token_passes_every_layer_once_in_order() -> None:
     assert len(before["1"]) == len(everything) > len(before["4"])
 
 
-def caches(rank: int, spec_: ModelSpec, active: tuple[int, ...]) -> list[str]:
+def after_the_prompt(rank: int, spec_: ModelSpec, active: tuple[int, ...]) -> dict[str, int]:
+    """Tokens in each cache once the prompt is through."""
     decoder = Decoder(build(spec_), policy(spec_, "max_probability", 0.5, active))
     decoder.start(PROMPT, Request(3))
-    return decoder.sequence.queue.kv.layers
+    decoder.step()
+    kv = decoder.sequence.queue.kv
+    return {layer: kv.filled(layer) for layer in kv.layers}
 
 
-def test_only_active_blocks_have_a_cache() -> None:
-    assert workers.run(1, caches, spec(exits=BLOCKS), (2,))[0] == ["1", "2", "3", "4", "exit_02"]
+def test_a_prompt_passes_everything_and_only_active_blocks_have_a_cache() -> None:
+    found = workers.run(1, after_the_prompt, spec(exits=BLOCKS), (2,))[0]
+    assert found == dict.fromkeys(["1", "2", "3", "4", "exit_02"], len(PROMPT))
 
 
 def one_decoder_many_prompts(rank: int, spec_: ModelSpec) -> tuple[list, list, float]:

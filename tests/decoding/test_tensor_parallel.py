@@ -16,11 +16,11 @@ from tests.engine.test_parity import VARIANTS
 SAMPLINGS = [SamplingOptions(*options) for options in ((0.0,), (0.8,), (1.0, 5), (1.5, 0, 0.9), (2.0, 40, 0.9))]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "olmo2"])
-def test_two_ranks_are_as_one(family: str) -> None:
-    """All policies, sampled all ways; the second rank holds few real rows of the vocabulary, or none."""
+@pytest.mark.parametrize(("family", "vocabulary"), [("llama", 31), ("gpt2", 33), ("olmo2", 61)])
+def test_two_ranks_are_as_one(family: str, vocabulary: int) -> None:
+    """All policies, sampled all ways; the second rank holds none, one or many of the vocabulary's real rows."""
     changes = ({"exits": BLOCKS} if family == "llama" else {}) | VARIANTS.get(family, {})
-    spec_ = spec(vocab_size=35 if family == "gpt2" else 31, **changes)
+    spec_ = spec(vocab_size=vocabulary, **changes)
     prompt = (5, 17, 3, 22, 8)
     jobs = [
         Job(spec_, policy(spec_, "max_probability", 0.4), Request(16, sampling, seed=3), DecoderOptions(max_pending=5), prompt)
