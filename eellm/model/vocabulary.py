@@ -139,6 +139,8 @@ def linear_cross_entropy(
     The loss is plain and not differentiable; the objective is what is trained: with `confidence_weighted` each token
     counts by its own detached top probability, normalised within the microbatch (EE-Tuning's dynamic token weights).
     """
+    if not torch.is_grad_enabled():  # a Function is told that a parameter needs its gradient even then
+        weight = weight.detach()
     return _LinearCrossEntropy.apply(features, weight, labels, mask, vocabulary, options)
 
 

@@ -102,7 +102,9 @@ def one_step(rank: int, case: Case) -> dict:
         for name, parameter in stage.named_parameters():
             halves = 2 if case.spec.gated and name.endswith("linear_fc1.weight") else 1
             split = parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None
-            pieces.append((stage.global_name(name), groups.tp_rank, groups.dp_rank, split, halves, parameter.data, parameter.main_grad))
+            pieces.append(
+                (stage.global_name(name), groups.tp_rank, groups.dp_rank, split, halves, parameter.data, parameter.main_grad)
+            )
     return {"losses": losses, "validation": validation, "pieces": [tuple(map(_plain, piece)) for piece in pieces]}
 
 
