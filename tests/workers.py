@@ -46,7 +46,7 @@ def _serve(rank: int, world_size: int, stack_file: str, inbox: Any, outbox: Any)
                 "gloo", store=store, rank=rank, world_size=world_size, timeout=datetime.timedelta(seconds=TIMEOUT)
             )
             outbox.put((rank, True, function(rank, *args)))
-        except BaseException:  # noqa: BLE001 - whatever it is, the test must see it
+        except BaseException:
             outbox.put((rank, False, traceback.format_exc()))
         finally:
             from eellm.mcore.groups import destroy_groups
@@ -83,7 +83,7 @@ class Workers:
             try:
                 # once a rank failed, the others only wait for it
                 rank, succeeded, value = self.outbox.get(timeout=10 if failures else TIMEOUT)
-            except Exception:  # noqa: BLE001 - queue.Empty of any context
+            except Exception:
                 hung = self._stacks(set(range(self.world_size)) - set(results) - set(failures))
                 self.stop()
                 raise RankFailed("\n".join([*failures.values(), hung])) from None

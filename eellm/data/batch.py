@@ -5,7 +5,7 @@ Shape legend: M microbatches, b sequences per microbatch, s tokens per sequence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
@@ -44,5 +44,4 @@ class GlobalBatch:
         return Microbatch(self.tokens[index], self.labels[index], self.loss_mask[index], self.positions[index], documents)
 
     def to(self, device: torch.device) -> GlobalBatch:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return GlobalBatch(**{name: value if value is None else value.to(device) for name, value in moved.items()})
+        return GlobalBatch(*(None if value is None else value.to(device) for value in vars(self).values()))  # type: ignore[arg-type]

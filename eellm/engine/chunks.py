@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from eellm.mcore.cpu import cpu_stand_ins
@@ -43,7 +43,7 @@ class ChunkOptions:
     seed: int | None = 1
     """None: weights are loaded, nothing is initialised."""
     recompute: str = "none"
-    reduction: ReductionOptions = ReductionOptions()
+    reduction: ReductionOptions = field(default_factory=ReductionOptions)
     trainable: bool = True
     """False: no gradient buffers; the schedules then run the bare stages, forward only."""
 
@@ -51,7 +51,7 @@ class ChunkOptions:
 def build_stages(
     spec: ModelSpec, plan: list[StageSpec], groups: Groups, config: TransformerConfig, seed: int | None
 ) -> list[Stage]:
-    """The stages that this rank holds. `plan` is the whole model's (`plan_stages`); `seed` None leaves values unset, to be loaded."""
+    """The stages that this rank holds. `plan` is the whole model's (`plan_stages`); `seed` None leaves values unset."""
     tied = tied_stages(spec, plan)
     stages = []
     for chunk, index in enumerate(groups.layout.stages_of(groups.pp_rank)):

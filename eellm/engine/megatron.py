@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from eellm.data.batch import GlobalBatch, Microbatch
-from eellm.engine.protocol import Losses, VisitorOf, reduce_losses
 from eellm.engine.chunks import Chunks
+from eellm.engine.protocol import Losses, VisitorOf, reduce_losses
 from eellm.mcore.cpu import cpu_stand_ins
 from eellm.mcore.schedules import forward_backward
 from eellm.model.objective import HeadWeights, LossSums, Objective, ObjectiveOptions

@@ -34,7 +34,10 @@ class Engine(Protocol):
     """Forward and backward over the microbatches of one optimizer step."""
 
     def run(self, batch: GlobalBatch, weights: HeadWeights, forward_only: bool = False) -> Losses:
-        """Multi-exit losses of a batch; unless `forward_only`, gradients lie in the chunks' buffers, reduced and divided by the token count."""
+        """Multi-exit losses of a batch.
+
+        Unless `forward_only`, gradients then lie in the chunks' buffers, reduced and divided by the token count.
+        """
         ...
 
     def visit(self, batch: GlobalBatch, visitor_of: VisitorOf) -> None:

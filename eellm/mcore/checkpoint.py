@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def model_state(stages: Sequence[Any]) -> dict[str, Any]:
     return {f"stage_{stage.stage_spec.index}": stage.sharded_state_dict() for stage in stages}
 
 
-def load_model_state(stages: Sequence[Any], state: dict[str, Any]) -> None:
+def load_model_state(stages: Sequence[Any], state: Mapping[str, Any]) -> None:
     for stage in stages:
         stage.load_state_dict(state[f"stage_{stage.stage_spec.index}"])
 

@@ -50,7 +50,7 @@ class _NoStream:
 @contextlib.contextmanager
 def cpu_stand_ins() -> Iterator[None]:
     """Enter around megatron-core's constructors, schedules, optimizer and checkpoint calls; re-entrant."""
-    if torch.cuda.is_available() or getattr(_active, "depth", 0):
+    if torch.cuda.is_available() or getattr(_active, "entered", False):
         yield
         return
     import megatron.core.tensor_parallel.random as mcore_random
@@ -74,8 +74,8 @@ def cpu_stand_ins() -> Iterator[None]:
         for name, stand_in in rng.items():
             stack.enter_context(mock.patch.object(mcore_random, name, stand_in))
         stack.enter_context(_CudaToCpu())
-        _active.depth = 1
+        _active.entered = True
         try:
             yield
         finally:
-            _active.depth = 0
+            _active.entered = False

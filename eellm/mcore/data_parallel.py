@@ -22,7 +22,9 @@ class ReductionOptions:
     overlap_param_gather: bool = False
 
 
-def wrap(stages: list[Any], config: TransformerConfig, groups: Groups, options: ReductionOptions) -> list[DistributedDataParallel]:
+def wrap(
+    stages: list[Any], config: TransformerConfig, groups: Groups, options: ReductionOptions
+) -> list[DistributedDataParallel]:
     """Wrap stages in chunk order and tell the schedules how to finish their gradients."""
     mark_tied_copies(stages)
     ddp_config = DistributedDataParallelConfig(

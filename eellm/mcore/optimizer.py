@@ -85,12 +85,14 @@ class MegatronOptimizer:
         with cpu_stand_ins():
             if is_loading:
                 for part in self._distributed_parts():
-                    if not part.optimizer.state:  # mcore reads the states' shapes, which torch's optimizers make in their first step
+                    if (
+                        not part.optimizer.state
+                    ):  # mcore reads the states' shapes, which torch's optimizers make in their first step
                         part._init_optimizer_states_with_dummy_values()
             return self._optimizer.sharded_state_dict(model_state, is_loading=is_loading, metadata=CHECKPOINT_METADATA)
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: Any) -> None:
         """Take what `sharded_state` described and a checkpoint filled in."""
         with cpu_stand_ins(), contextlib.ExitStack() as stack:
             for part in self._distributed_parts():
@@ -98,7 +100,8 @@ class MegatronOptimizer:
             self._optimizer.load_state_dict(state)
             for part in self._distributed_parts():
                 for parameter_state in part.optimizer.state.values():
-                    if "step" in parameter_state:  # mcore hands one tensor to all parameters, and each of them would count it up
+                    # mcore hands one tensor to all parameters, and each of them would count it up
+                    if "step" in parameter_state:
                         parameter_state["step"] = parameter_state["step"].clone()
 
     def _distributed_parts(self) -> list[DistributedOptimizer]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from megatron.core.enums import ModelType
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -16,7 +17,6 @@ from megatron.core.tensor_parallel import (
     set_tensor_model_parallel_attributes,
 )
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
-from megatron.core.enums import ModelType
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
@@ -29,9 +29,9 @@ from eellm.mcore.cpu import cpu_stand_ins
 from eellm.model.spec import ModelSpec
 
 __all__ = [
+    "MLP",
     "AttnMaskType",
     "ColumnParallelLinear",
-    "MLP",
     "MLPSubmodules",
     "MegatronModule",
     "ModelType",

@@ -131,7 +131,7 @@ class Attention(SelfAttention):
     def forward(self, hidden: torch.Tensor, context: Context, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[s, b, h] -> ([s, b, h], bias to add or None). `name` is the layer's name in the KV cache."""
         query, key, value = self.project(hidden)
-        if context.cos is not None:
+        if context.cos is not None and context.sin is not None:
             query, key = rotate(query, context.cos, context.sin), rotate(key, context.cos, context.sin)
         if context.kv is not None:
             key, value = context.kv.append(name, key, value)

@@ -18,7 +18,7 @@ from eellm.mcore.parts import (
     set_tensor_model_parallel_attributes,
 )
 from eellm.model.context import Context
-from eellm.model.layer import DecoderLayer, with_bias, build_mlp
+from eellm.model.layer import DecoderLayer, build_mlp, with_bias
 from eellm.model.norm import model_norm
 from eellm.model.spec import ExitSpec, ModelSpec
 
@@ -33,7 +33,7 @@ class OutputMatrix(MegatronModule):
         self.weight = torch.nn.Parameter(torch.empty(rows, spec.hidden_size))
         set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
 
-    def forward(self) -> torch.Tensor:
+    def forward(self) -> torch.nn.Parameter:
         return self.weight
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
@@ -61,7 +61,7 @@ class Head(MegatronModule):
         """[s, b, h] -> [s, b, h], whole sequences on every tensor-parallel rank, ready for its slice of the output matrix."""
         if self.block is not None:
             hidden = self.block(hidden, context)
-        if self.mlp is not None:
+        if self.mlp is not None and self.mlp_norm is not None:
             hidden = hidden + with_bias(self.mlp(self.mlp_norm(hidden)))
         if self.norm is not None:
             hidden = self.norm(hidden)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from typing import Any
 
 import torch
 
@@ -48,7 +49,7 @@ def source_name(spec: ModelSpec, name: str) -> str:
     return f"heads.final.{rest}"
 
 
-def _draw(spec: ModelSpec, name: str, parameter: torch.Tensor, seed: int, stage: Stage) -> torch.Tensor:
+def _draw(spec: ModelSpec, name: str, parameter: Any, seed: int, stage: Stage) -> torch.Tensor:
     shape = list(parameter.shape)
     if getattr(parameter, "tensor_model_parallel", False):
         shape[parameter.partition_dim] *= stage.config.tensor_model_parallel_size
@@ -57,7 +58,7 @@ def _draw(spec: ModelSpec, name: str, parameter: torch.Tensor, seed: int, stage:
     return torch.empty(shape, device=parameter.device).normal_(0.0, std, generator=generator)
 
 
-def _slice(whole: torch.Tensor, parameter: torch.Tensor, name: str, tp_rank: int, stage: Stage) -> torch.Tensor:
+def _slice(whole: torch.Tensor, parameter: Any, name: str, tp_rank: int, stage: Stage) -> torch.Tensor:
     """This rank's part. Of a gated MLP's first matrix [gate; up] each rank holds a slice of both halves."""
     if not getattr(parameter, "tensor_model_parallel", False):
         return whole

@@ -18,7 +18,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.bias = nn.Parameter(torch.zeros(size)) if kind == "layernorm" else None
         for parameter in self.parameters():
-            parameter.sequence_parallel = sequence_parallel
+            parameter.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.bias is not None:
@@ -28,4 +28,3 @@ class Norm(nn.Module):
 
 def model_norm(spec: ModelSpec, sequence_parallel: bool) -> Norm:
     return Norm(spec.norm, spec.hidden_size, spec.norm_eps, sequence_parallel)
-

@@ -7,9 +7,9 @@ Shape legend: s tokens, b sequences, h channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -34,16 +34,10 @@ from eellm.model.vocabulary import Vocabulary
 class Modules(MegatronModule):
     """Named children. A plain ModuleDict would make megatron-core save tensor-parallel children as replicated."""
 
-    def __init__(self, config: TransformerConfig, modules: dict[str, torch.nn.Module]):
+    def __init__(self, config: TransformerConfig, modules: Mapping[str, torch.nn.Module]):
         super().__init__(config)
         for name, module in modules.items():
             self.add_module(name, module)
-
-    def __getitem__(self, name: str) -> torch.nn.Module:
-        return self._modules[name]
-
-    def __iter__(self) -> Iterator[torch.nn.Module]:
-        return iter(self._modules.values())
 
 
 class Embedding(MegatronModule):
@@ -70,10 +64,14 @@ class Embedding(MegatronModule):
         return hidden + (scatter_to_sequence_parallel_region(learned) if self.config.sequence_parallel else learned)
 
 
+Matrix: TypeAlias = OutputMatrix | VocabParallelEmbedding
+"""What holds an output matrix: itself, or the input embedding it is tied to."""
+
+
 class Readout:
     """A head with the output matrix it uses: everything needed to turn hidden states into losses or tokens."""
 
-    def __init__(self, head: Head, matrix: torch.nn.Module, vocabulary: Vocabulary):
+    def __init__(self, head: Head, matrix: Matrix, vocabulary: Vocabulary):
         self.head, self.vocabulary = head, vocabulary
         self._matrix = matrix
 
@@ -82,7 +80,7 @@ class Readout:
         return self.head.name
 
     @property
-    def weight(self) -> torch.Tensor:
+    def weight(self) -> torch.nn.Parameter:
         """[v, h], this rank's rows."""
         return self._matrix() if isinstance(self._matrix, OutputMatrix) else self._matrix.weight
 
@@ -127,7 +125,9 @@ class Stage(MegatronModule):
     model_type = ModelType.encoder_or_decoder
     share_embeddings_and_output_weights = False  # tied copies are ours (eellm.mcore.gradients), not mcore's
 
-    def __init__(self, spec: ModelSpec, stage: StageSpec, config: TransformerConfig, tied: list[int], tp_group: dist.ProcessGroup):
+    def __init__(
+        self, spec: ModelSpec, stage: StageSpec, config: TransformerConfig, tied: list[int], tp_group: dist.ProcessGroup
+    ):
         super().__init__(config)
         self.spec, self.stage_spec = spec, stage
         self.pre_process, self.post_process = stage.has_embedding, stage.has_final_head
@@ -136,11 +136,12 @@ class Stage(MegatronModule):
         self.input_tensor: torch.Tensor | None = None
         self.copy_index = tied.index(stage.index) if stage.index in tied else None
         self.embedding = Embedding(spec, config) if stage.has_embedding else None
-        self.layers = Modules(config, {str(n): DecoderLayer(spec, config, str(n), n) for n in stage.layers})
+        layers = {n: DecoderLayer(spec, config, str(n), n) for n in stage.layers}
+        self.layers = Modules(config, {str(n): layer for n, layer in layers.items()})
         heads = {exit_.name: Head(spec, config, exit_) for exit_ in stage.exits}
         if stage.has_final_head:
             heads["final"] = Head(spec, config, None)
-        self.heads = Modules(config, heads)
+        self.heads, self._heads = Modules(config, heads), heads
         reads_embedding = stage.has_embedding and spec.tie_embeddings
         needs_matrix = any(head.output is None for head in heads.values())
         self.output = OutputMatrix(spec, config) if needs_matrix and not reads_embedding else None
@@ -148,19 +149,22 @@ class Stage(MegatronModule):
         self.to(config.params_dtype)
         self.segments = [
             Segment(
-                layers=tuple(self.layers[str(layer)] for layer in segment.layers),
+                layers=tuple(layers[number] for number in segment.layers),
                 exit=self.readout(segment.exit.name) if segment.exit else None,
             )
             for segment in stage.segments
         ]
 
     @property
-    def model_matrix(self) -> torch.nn.Module:
+    def model_matrix(self) -> Matrix:
         """Module whose `weight` is this stage's copy of the model's output matrix."""
-        return self.output if self.output is not None else self.embedding.tokens
+        if self.output is not None:
+            return self.output
+        assert self.embedding is not None, "a stage whose heads use the model's matrix holds a copy of it"
+        return self.embedding.tokens
 
     def readout(self, name: str) -> Readout:
-        head = self.heads[name]
+        head = self._heads[name]
         return Readout(head, head.output if head.output is not None else self.model_matrix, self.vocabulary)
 
     def set_recompute(self, recompute: str) -> None:
@@ -176,7 +180,8 @@ class Stage(MegatronModule):
 
     def forward(self, batch: Microbatch, visitor: HeadVisitor) -> torch.Tensor:
         """Hidden states [s, b, h] for the next stage, or on the last stage what `visitor.at_final` returns."""
-        hidden = self.embedding(batch.tokens, batch.positions) if self.embedding is not None else self.input_tensor
+        hidden = self.input_tensor if self.embedding is None else self.embedding(batch.tokens, batch.positions)
+        assert hidden is not None, "the schedule hands every later stage its input"
         context = training_context(self.spec, batch.positions, batch.documents, hidden.dtype)
         recompute = self.recompute == "full" and self.training and torch.is_grad_enabled()
         for segment in self.segments:

@@ -10,7 +10,6 @@ from eellm.decoding.benchmark import speed_against_quality
 from eellm.metrics import names
 from eellm.metrics.recorder import Recorder
 from eellm.metrics.tables import TableRow
-from eellm.model.stage import Stage
 from eellm.tasks import train as train_task
 from eellm.tasks.context import TaskContext
 from eellm.tasks.evaluate import evaluate_exits
@@ -48,7 +47,7 @@ def decode(context: TaskContext, recorder: Recorder, device: torch.device) -> di
         )
         write_generations(alone, list(continue_prompts(alone, stage)))
     recorder.table("speed_quality", rows)
-    return best_lossless(rows)
+    return best_faithful(rows)
 
 
 def on_one_rank(config: Config) -> Config:
@@ -63,16 +62,17 @@ def held_out_prompts(corpus: Corpus) -> list[list[int]]:
     return [windows[index * len(windows) // count]["tokens"][:PROMPT_TOKENS].tolist() for index in range(count)]
 
 
-def best_lossless(rows: list[TableRow]) -> dict[str, float]:
-    """The fastest setting that keeps at least 95 % of full depth's tokens."""
-    faithful = [row for row in rows if row["agreement"] >= 0.95]
-    best = max(faithful, key=lambda row: row["speedup"])
-    return {
-        names.GENERATE_TOKENS_PER_SECOND: best["tokens_per_second"],
-        names.GENERATE_SPEEDUP: best["speedup"],
-        names.GENERATE_AGREEMENT: best["agreement"],
-        names.GENERATE_MEAN_LAYERS: best["mean_layers"],
+def best_faithful(rows: list[TableRow]) -> dict[str, float]:
+    """The fastest setting that keeps at least 95 % of full depth's tokens; full depth itself is one."""
+    columns = {
+        names.GENERATE_TOKENS_PER_SECOND: "tokens_per_second",
+        names.GENERATE_SPEEDUP: "speedup",
+        names.GENERATE_AGREEMENT: "agreement",
+        names.GENERATE_MEAN_LAYERS: "mean_layers",
     }
+    settings = [{name: float(str(row[column])) for name, column in columns.items()} for row in rows]
+    faithful = [setting for setting in settings if setting[names.GENERATE_AGREEMENT] >= 0.95]
+    return max(faithful, key=lambda setting: setting[names.GENERATE_SPEEDUP])
 
 
 def _report(context: TaskContext, recorder: Recorder) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from eellm.config.schema import TrainerConfig
+from eellm.train.module import EarlyExitModule
 
 
 def checkpoint_name(step: int) -> str:
@@ -32,7 +33,7 @@ class Checkpoints(ModelCheckpoint):
         )
         self.folder, self.keep = folder, trainer.keep_checkpoints
 
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, module: EarlyExitModule) -> None:  # type: ignore[override]
         super().on_train_end(trainer, module)
         last = self.folder / checkpoint_name(trainer.global_step)
         if not last.exists():
@@ -41,5 +42,7 @@ class Checkpoints(ModelCheckpoint):
                 trainer.strategy.remove_checkpoint(stale)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        with trainer.lightning_module.speed.paused():
+        module = trainer.lightning_module
+        assert isinstance(module, EarlyExitModule)
+        with module.speed.paused():
             super()._save_checkpoint(trainer, filepath)

@@ -58,4 +58,3 @@ def fit(job: TrainingJob, groups: Groups, recorder: Recorder, extra_callbacks: S
     )
     trainer.fit(module, ckpt_path=None if job.resume_from is None else str(job.resume_from), weights_only=False)
     return module
-

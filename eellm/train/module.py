@@ -59,7 +59,9 @@ class OptimizerAdapter(torch.optim.Optimizer):
 class EarlyExitModule(LightningModule):
     """Trains all heads of the stages that this rank holds. Every number it logs is the same on all ranks."""
 
-    def __init__(self, config: Config, spec: ModelSpec, plan: list[StageSpec], groups: Groups, corpus: Corpus, recorder: Recorder):
+    def __init__(
+        self, config: Config, spec: ModelSpec, plan: list[StageSpec], groups: Groups, corpus: Corpus, recorder: Recorder
+    ):
         super().__init__()
         self.automatic_optimization = False
         self.run_config, self.spec, self.plan, self.groups = config, spec, plan, groups

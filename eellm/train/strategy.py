@@ -7,6 +7,7 @@ started outside; Lightning neither launches, wraps nor synchronises anything her
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ParallelStrategy
 
 from eellm.mcore import checkpoint as mcore_checkpoint
 from eellm.mcore.groups import Groups
+from eellm.train.module import EarlyExitModule
 
 
 class RunningRanks(LightningEnvironment):
@@ -57,7 +59,9 @@ class DistributedCheckpoints(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         mcore_checkpoint.save(Path(path), checkpoint)
 
-    def load_checkpoint(self, path: str | Path, map_location: Any | None = None, **_: Any) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         raise NotImplementedError("loading needs a template of this rank's shards: MegatronStrategy.load_checkpoint")
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -133,10 +137,10 @@ class MegatronStrategy(ParallelStrategy):
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         return mcore_checkpoint.load(Path(checkpoint_path), self._sharded(is_loading=True))
 
-    def load_model_state_dict(self, checkpoint: dict[str, Any], strict: bool = True) -> None:
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         mcore_checkpoint.load_model_state(self._module.chunks.stages, checkpoint)
 
-    def load_optimizer_state_dict(self, checkpoint: dict[str, Any]) -> None:
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         self._module.megatron_optimizer.load_state(checkpoint["optimizer"])
 
     def _sharded(self, is_loading: bool) -> dict[str, Any]:
@@ -145,6 +149,6 @@ class MegatronStrategy(ParallelStrategy):
         return {**model, "optimizer": self._module.megatron_optimizer.sharded_state(model, is_loading)}
 
     @property
-    def _module(self) -> LightningModule:
-        assert self.lightning_module is not None
+    def _module(self) -> EarlyExitModule:
+        assert isinstance(self.lightning_module, EarlyExitModule)
         return self.lightning_module

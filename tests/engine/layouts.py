@@ -43,9 +43,9 @@ class Case:
     layout: dict = field(default_factory=dict)
     layers_per_stage: tuple[int, ...] | None = None
     boundary: str = "end"
-    options: ObjectiveOptions = ObjectiveOptions(chunk=11)
+    options: ObjectiveOptions = field(default_factory=lambda: ObjectiveOptions(chunk=11))
     recompute: str = "none"
-    reduction: ReductionOptions = ReductionOptions()
+    reduction: ReductionOptions = field(default_factory=ReductionOptions)
     dtype: str = "fp32"
     unmasked: int | None = None
     documents: bool = False

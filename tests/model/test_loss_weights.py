@@ -27,7 +27,9 @@ def test_linear_warmup_and_cooldown() -> None:
 
 def test_cosine_starts_and_ends_flat() -> None:
     curve = [weights(step, kind="warmup", shape="cosine", values=1.0)[0] for step in range(11)]
-    assert curve[0] == 0.0 and curve[5] == pytest.approx(0.5) and curve[10] == 1.0
+    assert curve[0] == 0.0
+    assert curve[5] == pytest.approx(0.5)
+    assert curve[10] == 1.0
     assert curve[1] - curve[0] < 0.03 < curve[5] - curve[4]
     assert curve == sorted(curve)
 

@@ -52,7 +52,16 @@ def plain_loss(options: LossOptions) -> tuple:
     probabilities = logits.softmax(-1)
     two = probabilities.topk(2, -1).values
     entropy = -(probabilities * probabilities.log()).sum(-1)
-    return objective, (losses * mask).sum(), features.grad, weight.grad, logits.argmax(-1), *two.unbind(-1), entropy, logits.logsumexp(-1)
+    return (
+        objective,
+        (losses * mask).sum(),
+        features.grad,
+        weight.grad,
+        logits.argmax(-1),
+        *two.unbind(-1),
+        entropy,
+        logits.logsumexp(-1),
+    )
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -69,4 +69,3 @@ def train(rank: int, overrides: list[str], run_dir: str, resume_from: str | None
     module = fit(job, groups, recorder, [Samples(seen)])
     steps = sorted(path.name for path in (Path(run_dir) / "checkpoints").iterdir())
     return {"seen": seen, "latest": module.latest, "checkpoints": steps}
-

@@ -48,7 +48,8 @@ def test_a_run_logs_every_head_and_learns(single: list[dict]) -> None:
     steps = [row for row in single if "train/loss/final" in row]
     validations = [row for row in single if "val/loss/final" in row]
     heads = ("exit_01", "exit_02", "exit_03", "final")
-    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6] and [row["step"] for row in validations] == [3, 6]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in validations] == [3, 6]
     for head in heads:
         assert steps[-1][f"train/loss/{head}"] < steps[0][f"train/loss/{head}"]
         assert validations[-1][f"val/loss/{head}"] < validations[0][f"val/loss/{head}"]

@@ -19,9 +19,13 @@ def test_linear_warmup_reaches_the_peak(kind: str) -> None:
 
 
 def test_decays() -> None:
-    assert rate(60) == pytest.approx(0.55) and rate(110) == pytest.approx(0.1) and rate(500) == pytest.approx(0.1)
-    assert rate(60, "linear") == pytest.approx(0.55) and rate(35, "linear") == pytest.approx(0.775)
-    assert rate(39, "inverse_sqrt") == pytest.approx(0.5) and rate(10**6, "inverse_sqrt") == pytest.approx(0.1)
+    assert rate(60) == pytest.approx(0.55)
+    assert rate(110) == pytest.approx(0.1)
+    assert rate(500) == pytest.approx(0.1)
+    assert rate(60, "linear") == pytest.approx(0.55)
+    assert rate(35, "linear") == pytest.approx(0.775)
+    assert rate(39, "inverse_sqrt") == pytest.approx(0.5)
+    assert rate(10**6, "inverse_sqrt") == pytest.approx(0.1)
     assert rate(109, "constant") == 1.0
 
 
