@@ -11,7 +11,7 @@ import torch
 from eellm.config.schema import ExitPolicyConfig
 from eellm.errors import ConfigError, Problem
 from eellm.model.spec import ModelSpec
-from eellm.model.vocabulary import HeadStatistics
+from eellm.model.statistics import HeadStatistics
 
 Seen = Sequence[HeadStatistics]
 """Statistics [n] of the exits that n tokens have been evaluated at, in order of depth; the last is where they stand."""

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from eellm.mcore.groups import Groups
-from eellm.model.vocabulary import LabelScores
+from eellm.model.statistics import LabelScores
 
 
 class Records:

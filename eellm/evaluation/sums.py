@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import torch
 import torch.distributed as dist
 
-from eellm.model.vocabulary import LabelScores
+from eellm.model.statistics import LabelScores
 
 
 @dataclass(frozen=True)

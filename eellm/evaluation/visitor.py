@@ -8,7 +8,7 @@ from eellm.data.batch import Microbatch
 from eellm.evaluation.records import Records
 from eellm.model.context import Context
 from eellm.model.stage import Readout
-from eellm.model.vocabulary import LabelScores, label_scores
+from eellm.model.statistics import LabelScores, label_scores
 
 
 def counted_tokens(batch: Microbatch) -> tuple[torch.Tensor, torch.Tensor]:

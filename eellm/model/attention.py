@@ -50,7 +50,8 @@ def unfused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: A
     scores = query.permute(1, 2, 0, 3) @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     allowed = mask.allowed
     if allowed is None:
-        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        queries, keys = scores.shape[-2:]
+        allowed = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).tril(keys - queries)
     weights = scores.float().masked_fill(~allowed, -torch.inf).softmax(-1).type_as(value)
     return (weights @ value).permute(2, 0, 1, 3).flatten(2)
 
@@ -99,6 +100,14 @@ class ProjectionRMSNorm(MegatronModule):
         )
 
 
+class HeadNorm(Norm):
+    """RMSNorm of one head's channels, as mcore builds its QK-norm. Each rank sees its own heads over the whole sequence;
+    mcore sums the gradients over tensor-parallel ranks by the parameters' names."""
+
+    def __init__(self, hidden_size: int, config: TransformerConfig, eps: float):
+        super().__init__("rmsnorm", hidden_size, eps)
+
+
 class _NoCoreAttention(torch.nn.Module):
     """Takes the place of mcore's attention kernel; ours is a function."""
 
@@ -110,19 +119,16 @@ class Attention(SelfAttention):
     """mcore's QKV and output projections; rotary positions, QK-norm, KV cache and kernel are ours."""
 
     def __init__(self, spec: ModelSpec, config: TransformerConfig, layer_number: int):
+        head_norm = HeadNorm if spec.qk_norm == "head" else None
         super().__init__(
             config,
-            SelfAttentionSubmodules(ColumnParallelLinear, _NoCoreAttention, RowParallelLinear),
+            SelfAttentionSubmodules(ColumnParallelLinear, _NoCoreAttention, RowParallelLinear, head_norm, head_norm),
             layer_number,
             attn_mask_type=AttnMaskType.causal,
         )
         self.kernel = KERNELS[spec.attention]
         self.recompute = False
-        if spec.qk_norm == "head":
-            # each rank sees its own heads only, over the whole sequence: mcore sums these gradients by their names
-            self.q_layernorm = Norm("rmsnorm", spec.head_dim, spec.norm_eps)
-            self.k_layernorm = Norm("rmsnorm", spec.head_dim, spec.norm_eps)
-        elif spec.qk_norm == "projection":
+        if spec.qk_norm == "projection":
             heads, groups = self.num_attention_heads_per_partition, self.num_query_groups_per_partition
             self.q_norm = ProjectionRMSNorm(config, heads * spec.head_dim, spec.norm_eps, self.tp_group)
             self.k_norm = ProjectionRMSNorm(config, groups * spec.head_dim, spec.norm_eps, self.tp_group)

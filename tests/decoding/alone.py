@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from eellm.decoding.reading import Reading, summarise
+from eellm.decoding.reading import Reading
+from eellm.model.statistics import summarise
 from eellm.model.vocabulary import Vocabulary
 
 

@@ -11,7 +11,7 @@ from eellm.config.schema import ExitPolicyConfig
 from eellm.decoding.policy import Policy, build_policy
 from eellm.errors import ConfigError
 from eellm.model.spec import ExitSpec
-from eellm.model.vocabulary import HeadStatistics
+from eellm.model.statistics import HeadStatistics
 from tests.decoding.models import spec
 
 NAMES = ("prediction", "probability", "second_probability", "entropy", "log_normaliser")

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from eellm.decoding.reading import summarise
+from eellm.model.statistics import summarise
 from eellm.model.vocabulary import Vocabulary
 from tests import workers
 from tests.decoding.alone import vocabulary

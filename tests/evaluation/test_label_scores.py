@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from eellm.model.vocabulary import Vocabulary, head_statistics, label_scores
+from eellm.model.statistics import label_scores
+from eellm.model.vocabulary import Vocabulary
 from tests import workers
 
 
@@ -29,8 +30,7 @@ def scores_on_rank(rank: int, size: int, padded: int, dtype: torch.dtype, temper
     vocabulary = Vocabulary.of(size, padded, dist.group.WORLD)
     own = weight.chunk(dist.get_world_size())[rank]
     scores = label_scores(features, own, labels, vocabulary, temperature)
-    predictions = head_statistics(features, own, vocabulary, temperature).prediction
-    return tuple(tensor.numpy() for tensor in (scores.loss, scores.prediction, scores.confidence, predictions))
+    return tuple(tensor.numpy() for tensor in (scores.loss, scores.prediction, scores.confidence))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
@@ -42,8 +42,7 @@ def test_scores_equal_whole_logits(size: int, padded: int, world_size: int, temp
     largest = (logits == logits.amax(1, keepdim=True)).long().argmax(1)
     assert (logits == logits.amax(1, keepdim=True)).sum(1).gt(1).float().mean() > 0.5, "most tokens should have a tie"
     losses, confidences = F.cross_entropy(logits, labels, reduction="none"), (logits / temperature).softmax(1).amax(1)
-    for loss, prediction, confidence, predicted in workers.run(world_size, scores_on_rank, size, padded, dtype, temperature):
+    for loss, prediction, confidence in workers.run(world_size, scores_on_rank, size, padded, dtype, temperature):
         assert loss == pytest.approx(losses.numpy(), rel=1e-5, abs=1e-6)
         assert confidence == pytest.approx(confidences.numpy(), rel=1e-5)
         assert prediction.tolist() == largest.tolist()
-        assert predicted.tolist() == largest.tolist()

@@ -11,7 +11,7 @@ from eellm.errors import DataError
 from eellm.evaluation.exits import Evaluation, tabulate
 from eellm.evaluation.sums import Sums, bin_of, first_confident
 from eellm.model.spec import ExitSpec
-from eellm.model.vocabulary import LabelScores
+from eellm.model.statistics import LabelScores
 from tests.engine.layouts import tiny_spec
 
 spec = tiny_spec(exits=(ExitSpec(1), ExitSpec(3)))

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from eellm.model.vocabulary import LossOptions, Vocabulary, head_statistics, linear_cross_entropy
+from eellm.model.statistics import summarise
+from eellm.model.vocabulary import LossOptions, Vocabulary, linear_cross_entropy
 from tests import workers
 
 TOKENS, HIDDEN, VOCAB, PADDED = 23, 16, 37, 64
@@ -31,7 +32,8 @@ def parallel_loss(rank: int, world: int, options: LossOptions, dtype: torch.dtyp
     objective, loss = linear_cross_entropy(features, local, labels, mask, vocabulary, options)
     (objective * options.grad_scale).backward()
     with torch.no_grad():
-        statistics = head_statistics(features, local, vocabulary, options.temperature)
+        logits = vocabulary.logits(features, local)
+        statistics = summarise(logits, vocabulary, options.temperature)[2]
     if world > 1:  # every rank holds the part of the gradient that comes through its rows
         dist.all_reduce(features.grad)
     return tuple(x.detach().float().numpy() for x in (objective, loss, features.grad, local.grad, *vars(statistics).values()))
