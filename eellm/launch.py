@@ -138,13 +138,20 @@ def recorded(run: RunDirectory) -> Iterator[None]:
     """Keep status.json true: running, then done, failed or preempted. SIGTERM counts as an interruption."""
     main_thread = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if main_thread else {}
+    received = ["SIGINT"]
+
+    def interrupt(number: int, _frame: object) -> None:
+        received[0] = signal.Signals(number).name
+        raise KeyboardInterrupt(received[0])
+
     if main_thread:
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, interrupt)
     run.write_status("running")
     try:
         yield
-    except (KeyboardInterrupt, SystemExit) as error:
-        run.write_status("preempted", f"interrupted ({str(error) or type(error).__name__})")
+    except (KeyboardInterrupt, SystemExit) as error:  # Lightning turns the one into the other
+        name = str(error) if isinstance(error, KeyboardInterrupt) and str(error) else received[0]
+        run.write_status("preempted", f"interrupted ({name})")
         raise
     except BaseException as error:
         run.write_status("failed", str(error) or type(error).__name__)
@@ -154,10 +161,6 @@ def recorded(run: RunDirectory) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _interrupt(number: int, _frame: object) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def _meeting_point() -> Store:
@@ -243,8 +246,9 @@ def quiet_elastic() -> None:
     """Elastic reports each failed and each ended child on stderr; the rank's own error is raised instead."""
     import logging
 
-    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # each has a level of its own
 
 
 @contextmanager
