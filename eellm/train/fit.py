@@ -13,6 +13,7 @@ from eellm.data.corpus import Corpus
 from eellm.mcore.groups import Groups
 from eellm.metrics.recorder import Recorder
 from eellm.model.spec import ModelSpec, StageSpec
+from eellm.quiet import quiet_dependencies
 from eellm.train.checkpoints import Checkpoints
 from eellm.train.module import EarlyExitModule
 from eellm.train.progress import ProgressDisplay
@@ -34,6 +35,7 @@ class TrainingJob:
 def fit(job: TrainingJob, groups: Groups, recorder: Recorder, extra_callbacks: Sequence[Callback] = ()) -> EarlyExitModule:
     """Train to trainer.max_steps; returns the module, whose `latest` holds the last metrics. All ranks call this."""
     config = job.config
+    quiet_dependencies()  # Lightning sets the levels of its loggers when it is imported
     module = EarlyExitModule(config, job.spec, job.plan, groups, job.corpus, recorder)
     callbacks = [*extra_callbacks, Checkpoints(job.run_dir / "checkpoints", config.trainer)]
     if groups.is_main and config.trainer.progress != "none":

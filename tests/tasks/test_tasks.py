@@ -1,0 +1,130 @@
+"""The command line end to end: what a user runs, what lies in the run directory afterwards."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eellm.metrics.names import describe
+from tests.train.fitting import BASE
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [override for override in BASE if not override.startswith("task=")]
+
+
+def command(*overrides: str, succeed: bool = True) -> subprocess.CompletedProcess[str]:
+    """`python run.py ...` from the checkout; the cores are shared out by the launcher itself."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *overrides], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert (result.returncode == 0) == succeed, result.stdout[-3000:] + result.stderr[-3000:]
+    return result
+
+
+def quickstart(run: Path, *overrides: str) -> str:
+    shared = [f"hydra.run.dir={run}", f"data.cache_dir={run.parent / 'cache'}", "evaluation.speed_thresholds=[0.0,0.5]"]
+    return command(*SMALL, *shared, "decoding.max_new_tokens=6", "evaluation.batches=2", *overrides).stdout
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> tuple[Path, str]:
+    """A quickstart run and what it printed."""
+    return folder / "single", quickstart(folder / "single", "logger=csv")
+
+
+def test_quickstart_leaves_the_whole_contract(finished: tuple[Path, str]) -> None:
+    run, printed = finished
+    files = "config.yaml overrides.txt status.json metrics.jsonl metrics.json metrics.csv tokenizer.json exits.csv trade_off.csv"
+    for name in (*files.split(), "generations.jsonl", "speed_quality.csv", "report.html"):
+        assert (run / name).is_file(), name
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step_0000004", "step_0000006"]
+    assert [row["head"] for row in table(run / "exits.csv")] == ["exit_01", "exit_02", "exit_03", "final"]
+    assert len(table(run / "speed_quality.csv")) == 3, "full depth and two thresholds"
+    assert str(run) in printed.splitlines()[-1], "the last line says where everything is"
+
+
+def test_every_metric_has_a_name_in_the_table(finished: tuple[Path, str]) -> None:
+    run, _ = finished
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in [*rows, json.loads((run / "metrics.json").read_text())]:
+        for key in set(row) - {"step", "time"}:
+            assert describe(key).unit
+
+
+def test_threshold_zero_leaves_at_the_first_exit_and_never_pays_in_layers(finished: tuple[Path, str]) -> None:
+    full, zero, _ = table(finished[0] / "speed_quality.csv")
+    assert float(full["mean_layers"]) == 4
+    assert float(full["agreement"]) == 1
+    assert float(zero["mean_layers"]) == 1
+    assert float(zero["share_exit_01"]) == 1
+
+
+def test_the_same_on_a_pipeline(finished: tuple[Path, str], folder: Path) -> None:
+    """Training and evaluation over two stages, decoding on one rank: the same tables."""
+    quickstart(folder / "pp2", "parallel=pp2")
+    for single, pipelined in zip(table(finished[0] / "exits.csv"), table(folder / "pp2" / "exits.csv"), strict=True):
+        for column in ("loss", "accuracy", "agreement", "calibration_error"):
+            assert float(pipelined[column]) == pytest.approx(float(single[column]), rel=2e-3, abs=2e-3), (single["head"], column)
+    assert (folder / "pp2" / "generations.jsonl").read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("layout", ["single", "tp2"])
+def test_evaluate_a_checkpoint_on_another_layout(layout: str, finished: tuple[Path, str], folder: Path) -> None:
+    run = folder / f"evaluate_{layout}"
+    command("task=evaluate", f"checkpoint={finished[0]}", f"parallel={layout}", "evaluation.batches=2", f"hydra.run.dir={run}")
+    for trained, evaluated in zip(table(finished[0] / "exits.csv"), table(run / "exits.csv"), strict=True):
+        for column, value in trained.items():
+            wanted = value if column == "head" else pytest.approx(float(value), rel=1e-4, abs=1e-6)
+            assert (evaluated[column] if column == "head" else float(evaluated[column])) == wanted
+
+
+def test_generate_full_depth_and_early_exit(finished: tuple[Path, str], folder: Path) -> None:
+    texts = {}
+    for name, overrides in {
+        "full": ["decoding=full"],
+        "never": ["exit_policy=never"],
+        "always": ["exit_policy.threshold=0.0"],
+    }.items():
+        run = folder / f"generate_{name}"
+        prompts = "decoding.prompts=['import email','class ']"
+        command("task=generate", f"checkpoint={finished[0]}", prompts, "decoding.max_new_tokens=8", f"hydra.run.dir={run}", *overrides)
+        texts[name] = [json.loads(line) for line in (run / "generations.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in texts["never"]] == [row["text"] for row in texts["full"]]
+    assert {token["exit_layer"] for row in texts["full"] for token in row["tokens"]} == {4}
+    for row in texts["always"]:  # the first token comes with the prompt, at full depth
+        assert [token["exit_layer"] for token in row["tokens"]] == [4] + [1] * (len(row["tokens"]) - 1)
+
+
+def test_resume_continues_where_it_stopped(finished: tuple[Path, str], folder: Path) -> None:
+    run = folder / "resumed"
+    overrides = [*BASE, f"data.cache_dir={folder / 'cache'}"]
+    command(*overrides, "trainer.max_steps=4", "lr_schedule.decay_steps=6", f"hydra.run.dir={run}")
+    command(f"resume={run}", "task=train", "trainer.max_steps=6")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    wanted = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    losses = [(row["step"], row.get("train/loss/final"), row.get("val/loss/exit_02")) for row in rows]
+    assert losses == [(row["step"], row.get("train/loss/final"), row.get("val/loss/exit_02")) for row in wanted]
+
+
+def test_a_missing_checkpoint_is_named_without_a_traceback(folder: Path) -> None:
+    result = command("task=evaluate", f"checkpoint={folder / 'nowhere'}", succeed=False)
+    assert "nowhere" in result.stderr
+    assert "Traceback" not in result.stderr
