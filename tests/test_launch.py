@@ -26,7 +26,7 @@ TASKS = "tests.launch_tasks"
 
 
 def a_run(where: Path, *overrides: str) -> tuple[Config, RunDirectory]:
-    config = compose(["task=train", *overrides])
+    config = compose(["task=train", "data.micro_batch_size=1", *overrides])
     return config, RunDirectory.create(where / "run", to_yaml(config), list(overrides), fingerprint(config))
 
 

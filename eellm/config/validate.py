@@ -174,9 +174,9 @@ def schedule_suits_the_stages(parallel: ParallelConfig, schedule: ScheduleConfig
         yield Problem("schedule.name", schedule.name, reason, "schedule=interleaved or auto, or parallel.vp=1")
 
 
-def microbatches_divide_the_batch(parallel: ParallelConfig, data: DataConfig, request: Request) -> Problems:
+def microbatches_divide_the_batch(task: TaskConfig, parallel: ParallelConfig, data: DataConfig, request: Request) -> Problems:
     dp = request.data_parallel(parallel)
-    if dp is None:
+    if dp is None or task.name == "generate":  # which reads no batches
         return
     batch, step = data.global_batch_size, data.micro_batch_size * dp
     if batch % step:

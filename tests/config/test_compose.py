@@ -75,7 +75,7 @@ def test_the_corpus_is_the_checkpoints_unless_another_is_asked_for(saved_run: Pa
     (tmp_path / "book.txt").write_text("text")
     asked = ["data=text", f"data.path={tmp_path / 'book.txt'}"]
     config = compose(["task=evaluate", f"checkpoint={saved_run}", *asked])
-    assert (config.data.source, config.data.sequence_length) == ("text", 256)
+    assert (config.data.source, config.data.sequence_length) == ("text", compose(asked).data.sequence_length)
     config = compose(["task=evaluate", f"checkpoint={saved_run}", "data.micro_batch_size=2"])
     assert (config.data.sequence_length, config.data.micro_batch_size) == (64, 2)
 

@@ -15,6 +15,7 @@ from eellm.errors import ConfigError
 TRAIN = "task=train"
 EVALUATE = ["task=evaluate", "checkpoint=RUN"]
 GENERATE = ["task=generate", "checkpoint=RUN"]
+BATCH = ["data.micro_batch_size=8", "data.global_batch_size=16"]
 
 BROKEN: list[tuple[list[str], set[str]]] = [
     # exits
@@ -39,7 +40,7 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     (["model.rotary_fraction=0.1"], {"model.rotary_fraction"}),
     (["model.head_dim=33"], {"model.rotary_fraction"}),
     (["model.position=learned", "model.max_positions=128"], {"model.max_positions"}),
-    (["model.vocab_size=1024"], {"model.vocab_size"}),
+    (["model.vocab_size=1024", "tokenizer.vocab_size=2048"], {"model.vocab_size"}),
     (["model.attention=flash_attn", "device=cpu", "precision=bf16"], {"model.attention"}),
     (["model.attention=transformer_engine"], {"model.attention"}),
     # tensor parallelism
@@ -54,17 +55,17 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     ([TRAIN, "parallel.tp=2", "parallel.sequence_parallel=true", "data.sequence_length=255"], {"data.sequence_length"}),
     # pipeline parallelism
     ([TRAIN, "parallel.pp=3"], {"model.num_layers"}),
-    ([TRAIN, "parallel=pp2_vp2", "model.num_layers=6"], {"model.num_layers"}),
+    ([TRAIN, *BATCH, "parallel=pp2_vp2", "model.num_layers=6"], {"model.num_layers"}),
     ([TRAIN, "parallel.pp=2", "parallel.layers_per_stage=[8]"], {"parallel.layers_per_stage"}),
     ([TRAIN, "parallel.pp=2", "parallel.layers_per_stage=[4,5]"], {"parallel.layers_per_stage"}),
-    ([TRAIN, "parallel.vp=2"], {"parallel.vp"}),
+    ([TRAIN, *BATCH, "parallel.vp=2"], {"parallel.vp"}),
     ([TRAIN, "schedule=interleaved", "parallel=pp2"], {"schedule.name"}),
-    ([TRAIN, "schedule=one_f_one_b", "parallel=pp2_vp2"], {"schedule.name"}),
-    ([TRAIN, "parallel=pp2_vp2", "data.global_batch_size=24"], {"data.global_batch_size"}),
-    ([TRAIN, "parallel=pp2_vp2", "data.global_batch_size=8"], {"data.global_batch_size"}),
+    ([TRAIN, *BATCH, "schedule=one_f_one_b", "parallel=pp2_vp2"], {"schedule.name"}),
+    ([TRAIN, *BATCH, "parallel=pp2_vp2", "data.global_batch_size=24"], {"data.global_batch_size"}),
+    ([TRAIN, *BATCH, "parallel=pp2_vp2", "data.global_batch_size=8"], {"data.global_batch_size"}),
     # batch and ranks
-    (["data.global_batch_size=12"], {"data.global_batch_size"}),
-    ([TRAIN, "parallel.dp=3"], {"data.global_batch_size"}),
+    ([*BATCH, "data.global_batch_size=12"], {"data.global_batch_size"}),
+    ([TRAIN, *BATCH, "parallel.dp=3"], {"data.global_batch_size"}),
     ([TRAIN, "optimizer.overlap_param_gather=true"], {"optimizer.overlap_param_gather"}),
     ([TRAIN, "optimizer=adam_distributed", "optimizer.overlap_grad_reduce=false"], {"optimizer.overlap_param_gather"}),
     ([TRAIN, "optimizer=sgd", "optimizer.distributed=true"], {"optimizer.distributed"}),
@@ -75,7 +76,7 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     (["parallel.expert_parallel=2"], {"parallel.expert_parallel"}),
     (["model.num_experts=8"], {"model.num_experts"}),
     # learning rate
-    (["lr_schedule.decay_steps=40"], {"lr_schedule.warmup_steps"}),
+    (["lr_schedule.warmup_steps=40", "lr_schedule.decay_steps=40"], {"lr_schedule.warmup_steps"}),
     # data and tokenizer
     (["data=text"], {"data.path"}),
     (["data=text", "data.path=nowhere/at/all"], {"data.path"}),
@@ -145,7 +146,7 @@ FINE: list[list[str]] = [
     [TRAIN, "parallel.pp=3", "parallel.layers_per_stage=[3,3,2]"],
     ["parallel=pp2"],  # the quickstart decodes on one rank afterwards
     [TRAIN, "parallel=tp2_pp2", "parallel.sequence_parallel=true"],
-    [TRAIN, "parallel=dp2", "optimizer=adam_distributed"],
+    [TRAIN, *BATCH, "parallel=dp2", "optimizer=adam_distributed"],
     [TRAIN, "data.split=[1.0,0.0]", "trainer.val_every=0"],
     ["trainer.max_steps=5"],  # shorter than its warm-up
     ["exit_policy=patience", "exit_policy.threshold=2.0"],
@@ -183,9 +184,9 @@ def test_what_no_rule_forbids_passes(overrides: list[str], saved_run: Path) -> N
 @pytest.mark.parametrize(
     ("overrides", "world_size", "path"),
     [
-        ([TRAIN, "parallel.pp=2"], 3, "parallel.pp"),
-        ([TRAIN, "parallel.dp=2"], 4, "parallel.dp"),
-        ([TRAIN], 4, "data.global_batch_size"),
+        ([TRAIN, *BATCH, "parallel.pp=2"], 3, "parallel.pp"),
+        ([TRAIN, *BATCH, "parallel.dp=2"], 4, "parallel.dp"),
+        ([TRAIN, *BATCH], 4, "data.global_batch_size"),
         (GENERATE, 2, "parallel.dp"),
     ],
 )
@@ -193,7 +194,7 @@ def test_the_ranks_of_an_outer_launcher_must_fit(overrides: list[str], world_siz
     with pytest.raises(ConfigError) as raised:
         compose(given(overrides, saved_run), world_size)
     assert [problem.path for problem in raised.value.problems] == [path]
-    compose([TRAIN, "parallel.pp=2"], 4)
+    compose([TRAIN, *BATCH, "parallel.pp=2"], 4)
 
 
 def test_the_cuda_kernel_is_refused_for_every_reason_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,9 @@ if __name__ == "__main__":
         sys.exit(follow())
     where, *overrides = sys.argv[1:]
     try:
-        config, run = open_run(compose(["task=train", *overrides], outer.world_size), Path(where), overrides)
+        config, run = open_run(
+            compose(["task=train", "data.micro_batch_size=1", *overrides], outer.world_size), Path(where), overrides
+        )
         launch(config, run, "tests.launch_tasks")
     except UserError as error:
         stop_followers()
