@@ -19,7 +19,14 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.path}={self.value}: {self.reason}\n    fix: {self.fix}"
+        return f"{self.path}={as_typed(self.value)}: {self.reason}\n    fix: {self.fix}"
+
+
+def as_typed(value: object) -> str:
+    """A value as it is written on the command line: null, true, [1,2]."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return "[" + ",".join(map(as_typed, value)) + "]" if isinstance(value, list) else str(value)
 
 
 class ConfigError(UserError):

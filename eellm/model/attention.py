@@ -6,6 +6,7 @@ Shape legend: s queries, k keys, b sequences, n query heads, g key/value groups,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,8 @@ from eellm.mcore.parts import (
 from eellm.model.context import AttentionMask, Context, rotate
 from eellm.model.norm import Norm
 from eellm.model.spec import ModelSpec
+
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionMask], torch.Tensor]
 
 
 def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: AttentionMask) -> torch.Tensor:
@@ -73,7 +76,32 @@ def flash_attn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask
     return out.transpose(0, 1).flatten(2)
 
 
-KERNELS = {"sdpa": sdpa, "unfused": unfused, "flash_attn": flash_attn}
+def transformer_engine_kernel(spec: ModelSpec, tp_size: int) -> Kernel:
+    """Transformer Engine's fused attention for plain causal masks and windows; other masks go to torch's."""
+    try:
+        from transformer_engine.pytorch import DotProductAttention
+    except ImportError as error:
+        raise MissingExtra("transformer-engine", "gpu", "model.attention=transformer_engine") from error
+    attention = DotProductAttention(
+        spec.num_heads,
+        spec.head_dim,
+        num_gqa_groups=spec.num_query_groups,
+        attention_dropout=0.0,
+        qkv_format="sbhd",
+        attn_mask_type="causal",
+        tp_size=tp_size,
+    )
+    window = None if spec.sliding_window is None else (spec.sliding_window - 1, 0)
+
+    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: AttentionMask) -> torch.Tensor:
+        if mask.allowed is not None:
+            return sdpa(query, key, value, mask)
+        return attention(query, key, value, window_size=window)
+
+    return kernel
+
+
+KERNELS: dict[str, Kernel] = {"sdpa": sdpa, "unfused": unfused, "flash_attn": flash_attn}
 
 
 class ProjectionRMSNorm(MegatronModule):
@@ -126,7 +154,8 @@ class Attention(SelfAttention):
             layer_number,
             attn_mask_type=AttnMaskType.causal,
         )
-        self.kernel = KERNELS[spec.attention]
+        fused = spec.attention == "transformer_engine"
+        self.kernel = transformer_engine_kernel(spec, self.world_size) if fused else KERNELS[spec.attention]
         self.recompute = False
         if spec.qk_norm == "projection":
             heads, groups = self.num_attention_heads_per_partition, self.num_query_groups_per_partition

@@ -70,10 +70,14 @@ def causal_mask(
     return allowed.unsqueeze(1)
 
 
+WINDOWED_KERNELS = ("flash_attn", "transformer_engine")
+"""Attention kernels that know sliding windows without a mask."""
+
+
 def training_context(spec: ModelSpec, positions: torch.Tensor, documents: torch.Tensor | None, dtype: torch.dtype) -> Context:
     """Context of whole sequences; `positions` [b, s] may restart at documents, order in the sequence decides causality."""
     allowed = None
-    if documents is not None or (spec.sliding_window is not None and spec.attention != "flash_attn"):
+    if documents is not None or (spec.sliding_window is not None and spec.attention not in WINDOWED_KERNELS):
         order = torch.arange(positions.shape[1], device=positions.device).expand_as(positions)
         allowed = causal_mask(spec, order, order, documents)
     mask = AttentionMask(allowed, spec.sliding_window)

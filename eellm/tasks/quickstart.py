@@ -18,6 +18,7 @@ from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, re
 from eellm.tasks.trained import load_trained
 
 NUM_PROMPTS, PROMPT_TOKENS = 4, 48
+SAMPLE_AGREEMENT = 0.9
 
 prepare = train_task.prepare
 
@@ -45,9 +46,22 @@ def decode(context: TaskContext, recorder: Recorder, device: torch.device) -> di
         rows = speed_against_quality(
             stage, held_out_prompts(corpus), config.decoding, config.exit_policy, config.evaluation.speed_thresholds
         )
-        write_generations(alone, list(continue_prompts(alone, stage)))
+        exiting = with_policy(alone, {"threshold": sample_threshold(rows, config)})
+        full = with_policy(alone, {"kind": "never"})
+        write_generations(alone, [*continue_prompts(exiting, stage), *continue_prompts(full, stage)])
     recorder.table("speed_quality", rows)
     return best_faithful(rows)
+
+
+def with_policy(context: TaskContext, changes: dict[str, object]) -> TaskContext:
+    policy = context.config.exit_policy.model_copy(update=changes)
+    return TaskContext(context.config.model_copy(update={"exit_policy": policy}), context.run_dir)
+
+
+def sample_threshold(rows: list[TableRow], config: Config) -> object:
+    """The lowest threshold measured that keeps most of full depth's tokens: a model this small is rarely sure of itself."""
+    faithful = [row["threshold"] for row in rows[1:] if float(str(row["agreement"])) >= SAMPLE_AGREEMENT]
+    return min(faithful, key=lambda threshold: float(str(threshold)), default=config.exit_policy.threshold)
 
 
 def on_one_rank(config: Config) -> Config:

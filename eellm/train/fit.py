@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.profilers import PyTorchProfiler
 
 from eellm.config.schema import Config
 from eellm.data.corpus import Corpus
@@ -56,6 +57,7 @@ def fit(job: TrainingJob, groups: Groups, recorder: Recorder, extra_callbacks: S
         use_distributed_sampler=False,
         inference_mode=False,
         detect_anomaly=config.debug.detect_anomaly,
+        profiler=PyTorchProfiler(dirpath=job.run_dir, filename="profile") if config.debug.profile else None,
         default_root_dir=job.run_dir,
     )
     trainer.fit(module, ckpt_path=None if job.resume_from is None else str(job.resume_from), weights_only=False)

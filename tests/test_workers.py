@@ -1,0 +1,42 @@
+"""The test harness itself: a rank that raises or hangs fails its test, with what it was doing."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests import workers
+
+
+def add_ranks(rank: int) -> float:
+    total = torch.tensor(float(rank))
+    dist.all_reduce(total)
+    return total.item()
+
+
+def fail_on_one(rank: int) -> None:
+    if rank == 1:
+        raise ValueError("a mistake on rank 1")
+
+
+def hang_here_on_one(rank: int) -> None:
+    while rank == 1:
+        time.sleep(0.1)
+
+
+def test_results_come_back_in_rank_order_and_workers_survive_a_failure() -> None:
+    assert workers.run(2, add_ranks) == [1.0, 1.0]
+    with pytest.raises(workers.RankFailed, match="a mistake on rank 1"):
+        workers.run(2, fail_on_one)
+    assert workers.run(2, add_ranks) == [1.0, 1.0]
+
+
+def test_a_hung_rank_fails_with_its_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "TIMEOUT", 3)
+    group = workers.Workers(2)
+    assert group.run(add_ranks, ()) == [1.0, 1.0]
+    with pytest.raises(workers.RankFailed, match=r"rank 1 hung[\s\S]*hang_here_on_one"):
+        group.run(hang_here_on_one, ())
