@@ -33,6 +33,8 @@ def _serve(rank: int, world_size: int, stack_file: str, inbox: Any, outbox: Any)
     import torch
     import torch.distributed as dist
 
+    from eellm.mcore.groups import destroy_groups
+
     torch.set_num_threads(1)
     faulthandler.register(signal.SIGUSR2, file=open(stack_file, "w"), all_threads=True)  # noqa: SIM115
     while True:
@@ -49,8 +51,6 @@ def _serve(rank: int, world_size: int, stack_file: str, inbox: Any, outbox: Any)
         except BaseException:
             outbox.put((rank, False, traceback.format_exc()))
         finally:
-            from eellm.mcore.groups import destroy_groups
-
             destroy_groups()
 
 

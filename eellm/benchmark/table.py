@@ -1,0 +1,43 @@
+"""Figures as a table for the terminal, at most 100 columns wide."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+
+from eellm.benchmark.figure import Figure
+
+NOTE = "interval: 95 % around the median; ~ after a verdict: the interval reaches across the target"
+
+
+def figures_table(title: str, figures: list[Figure]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    for column in ("median", "interval", "", "target", "met"):
+        table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
+    group = figures[0].group if figures else ""
+    for figure in figures:
+        if figure.group != group:
+            table.add_section()
+            group = figure.group
+        table.add_row(figure.label, number(figure.value), interval(figure), figure.unit, target(figure), verdict(figure))
+    return table
+
+
+def number(value: float) -> str:
+    """Three decimals, or as many as show three digits of a small number."""
+    return f"{value:,.3f}" if value == 0 or abs(value) >= 0.1 else f"{value:.3g}"
+
+
+def interval(figure: Figure) -> str:
+    return "exact" if figure.interval is None else f"{number(figure.interval.low)} .. {number(figure.interval.high)}"
+
+
+def target(figure: Figure) -> str:
+    return "" if figure.target is None else f"≤ {number(figure.target)}"
+
+
+def verdict(figure: Figure) -> str:
+    if figure.meets is None:
+        return ""
+    return ("yes" if figure.meets else "no") + ("" if figure.is_clear else " ~")

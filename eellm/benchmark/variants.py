@@ -1,0 +1,92 @@
+"""The model of a run with its exits and without, side by side on the same ranks, and a batch for both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+
+from eellm.config.schema import Config
+from eellm.data.batch import GlobalBatch
+from eellm.engine.chunks import ChunkOptions, build_chunks
+from eellm.engine.megatron import MegatronEngine
+from eellm.mcore.groups import Groups
+from eellm.model.loss_weights import exit_weights
+from eellm.model.objective import HeadWeights, ObjectiveOptions
+from eellm.model.spec import ModelSpec, StageSpec, plan_stages, tied_stages
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model that is ready to step. `run` is one training step without the optimizer."""
+
+    engine: MegatronEngine
+    weights: HeadWeights
+    batch: GlobalBatch
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.engine.chunks.spec
+
+    @property
+    def groups(self) -> Groups:
+        return self.engine.chunks.groups
+
+    def run(self) -> None:
+        self.engine.run(self.batch, self.weights)
+
+
+@dataclass(frozen=True)
+class Variants:
+    with_exits: Variant
+    without_exits: Variant
+
+
+def build_variants(config: Config, spec: ModelSpec, stages: list[StageSpec], groups: Groups) -> Variants:
+    """Called by all ranks. Both have the same batch, and the same weights where both have them."""
+    bare = replace(spec, exits=())
+    bare_stages = plan_stages(bare, groups.layout, config.parallel.layers_per_stage)
+    bare_groups = _groups_for(groups, tied_stages(spec, stages), tied_stages(bare, bare_stages))
+    batch = random_batch(config, spec, groups)
+    return Variants(
+        with_exits=_variant(config, spec, stages, groups, batch),
+        without_exits=_variant(config, bare, bare_stages, bare_groups, batch),
+    )
+
+
+def _variant(config: Config, spec: ModelSpec, stages: list[StageSpec], groups: Groups, batch: GlobalBatch) -> Variant:
+    chunks = build_chunks(spec, stages, groups, ChunkOptions(config.precision.dtype, config.seed, config.trainer.recompute))
+    engine = MegatronEngine(chunks, ObjectiveOptions(config.exits.deferred, config.trainer.loss_chunk))
+    return Variant(engine, head_weights(config, spec), batch)
+
+
+def head_weights(config: Config, spec: ModelSpec) -> HeadWeights:
+    """Those of the first step."""
+    weights = config.loss_weights
+    exits = exit_weights(weights, 0, len(spec.exits)) if spec.exits else []
+    return HeadWeights(dict(zip(spec.heads, [*exits, weights.final], strict=True)), weights.kind == "token_confidence")
+
+
+def random_batch(config: Config, spec: ModelSpec, groups: Groups) -> GlobalBatch:
+    """Random tokens, all of which count: one optimizer step of this data-parallel rank."""
+    layout, sequence = groups.layout, config.data.sequence_length
+    shape = (layout.num_microbatches, layout.micro_batch_size, sequence)
+    generator = torch.Generator().manual_seed(config.seed * layout.dp + groups.dp_rank)
+    text = torch.randint(0, spec.vocab_size, (*shape[:2], sequence + 1), generator=generator)
+    positions = torch.arange(sequence).expand(shape).contiguous()
+    batch = GlobalBatch(text[..., :-1].contiguous(), text[..., 1:].contiguous(), torch.ones(shape), positions)
+    return batch.to(groups.device)
+
+
+def _groups_for(groups: Groups, tied: list[int], other: list[int]) -> Groups:
+    """The groups of a plan of the same layout whose output matrix has its copies on other stages."""
+    if other == tied:
+        return groups
+    layout, group = groups.layout, None
+    holders = sorted({layout.pp_rank_of(stage) for stage in other})
+    for ranks in layout.groups_over(holders) if len(holders) > 1 else []:
+        made = dist.new_group(ranks)  # every rank makes every group, in the same order
+        if groups.rank in ranks:
+            group = made
+    return replace(groups, tied=group)
