@@ -35,6 +35,7 @@ GROUPS = {
         "evaluation",
         "decoding",
         "exit_policy",
+        "benchmark",
         "logger",
         "experiment",
         "study",

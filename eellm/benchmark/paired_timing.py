@@ -6,7 +6,8 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -71,16 +72,26 @@ def alternate(works: Mapping[str, Work], clock: Callable[[Work], float], rounds:
     falls on all of them. Garbage is collected between works, not within.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
+    with _collecting_by_hand():
         for number in range(-warmup, rounds):
             for name in sorted(works, reverse=number % 2 == 1):
                 gc.collect()
                 elapsed = clock(works[name])
                 if number >= 0:
                     seconds[name].append(elapsed)
+    return seconds
+
+
+@contextmanager
+def _collecting_by_hand() -> Iterator[None]:
+    """No garbage collection but by call, which then looks only at what was made inside."""
+    enabled = gc.isenabled()
+    gc.disable()
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
     finally:
+        gc.unfreeze()
         if enabled:
             gc.enable()
-    return seconds

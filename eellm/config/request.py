@@ -27,6 +27,11 @@ TASK_READS: dict[str, tuple[str, ...]] = {
     "train": _TRAINING,
     "evaluate": ("data", "parallel", "schedule", "precision", "evaluation", "logger", "trainer.loss_chunk"),
     "generate": ("parallel", "precision", "decoding", "exit_policy", "logger"),
+    "benchmark": (
+        *("model", "exits", "loss_weights", "parallel", "schedule", "tokenizer", "precision", "benchmark", "logger"),
+        *("data.sequence_length", "data.micro_batch_size", "data.global_batch_size"),
+        *("trainer.recompute", "trainer.loss_chunk"),
+    ),
 }
 """Groups, or single keys of a group, that a task reads."""
 

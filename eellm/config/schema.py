@@ -17,7 +17,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 HeadKind = Literal["embedding", "norm", "mlp", "block"]
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-TaskName = Literal["quickstart", "train", "evaluate", "generate"]
+TaskName = Literal["quickstart", "train", "evaluate", "generate", "benchmark"]
 
 
 class Node(BaseModel):
@@ -278,6 +278,17 @@ class ExitPolicyConfig(Node):
     """Tokens generated at full depth first."""
 
 
+class BenchmarkConfig(Node):
+    name: Literal["training"]
+    """`training`: what exits cost a training step, in time and memory."""
+    pairs: Count
+    """Alternating repetitions of what is compared."""
+    warmup: NonNegative
+    """Repetitions before those that count."""
+    in_flight: Annotated[int, Field(ge=2)]
+    """Microbatches in flight up to which the growth of memory is measured."""
+
+
 class WandbConfig(Node):
     mode: Literal["off", "online", "offline"]
     """Mirror metrics to wandb; never asks to log in, never stops a run."""
@@ -338,6 +349,7 @@ class Config(Node):
     evaluation: EvaluationConfig
     decoding: DecodingConfig
     exit_policy: ExitPolicyConfig
+    benchmark: BenchmarkConfig
     logger: LoggerConfig
     debug: DebugConfig
     study: StudyConfig | None
