@@ -40,18 +40,18 @@ class LossAlone:
         self.hidden = [torch.randn(shape, dtype=dtype, device=device).requires_grad_() for _ in self.readouts]
         self.context = training_context(stage.spec, variant.batch[0].positions, None, dtype)
         self.weights = HeadWeights(variant.weights.values)
-        self.objective = Objective(
-            variant.batch[0], self.weights, variant.engine.options, LossSums(), variant.engine.grad_scale
-        )
+        self.objective = Objective(variant.batch[0], self.weights, variant.engine.options, LossSums(), variant.engine.grad_scale)
         self.nothing = torch.zeros((), dtype=dtype, device=device).expand(shape)
 
     def ours(self) -> torch.Tensor:
         self._clear()
+        sums = self.objective.sums.sums
+        sums.clear()
         pairs = list(zip(self.readouts, self.hidden, strict=True))
         passing = [self.objective.at_exit(hidden, readout, self.context) for readout, hidden in pairs[:-1]]
         final = self.objective.at_final(pairs[-1][1], pairs[-1][0], self.context)
         torch.autograd.backward([final, *passing], [None, *(self.nothing for _ in passing)])
-        return final.detach()
+        return torch.stack([self.weights.values[name] * loss for name, loss in sums.items()]).sum()
 
     def plain(self) -> torch.Tensor:
         self._clear()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
-from eellm.benchmark.exits_alone import exits_of, hidden_shape
+from eellm.benchmark.exits_alone import hidden_shape
 from eellm.benchmark.live_memory import peak_bytes
 from eellm.benchmark.variants import Variant, Variants
 from eellm.layout import ParallelLayout
@@ -39,8 +40,8 @@ class StepMemory:
 
 def step_memory(variants: Variants) -> StepMemory:
     """Of the rank whose exits come nearest to their allowance or exceed it most; the same on all ranks."""
-    peaks = [peak_bytes(variant.run) for variant in (variants.with_exits, variants.without_exits)]
-    mine = StepMemory(*peaks, allowance=allowance(variants.with_exits))
+    with_exits, without_exits = (peak_bytes(variant.run) for variant in (variants.with_exits, variants.without_exits))
+    mine = StepMemory(with_exits, without_exits, allowance(variants.with_exits))
     ranks: list[StepMemory] = [mine] * dist.get_world_size()
     dist.all_gather_object(ranks, mine)
     return max(ranks, key=lambda memory: memory.ratio)
@@ -116,7 +117,7 @@ class FirstStage:
         return stage
 
     def _added(self, options: ObjectiveOptions, in_flight: int) -> int:
-        with_exits, without = (peak_bytes(lambda s=stage: self._run(s, options, in_flight)) for stage in (self.stage, self.bare))
+        with_exits, without = (peak_bytes(partial(self._run, stage, options, in_flight)) for stage in (self.stage, self.bare))
         return with_exits - without
 
     def _run(self, stage: Stage, options: ObjectiveOptions, in_flight: int) -> None:
@@ -130,7 +131,3 @@ class FirstStage:
             pending.append(stage(microbatch, objective).sum())
         while pending:
             pending.pop(0).backward()
-
-
-def has_exits(variant: Variant) -> bool:
-    return any(exits_of(stage) for stage in variant.engine.chunks.stages)

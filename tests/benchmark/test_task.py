@@ -1,0 +1,58 @@
+"""`task=benchmark` as a user starts it, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from eellm.config.compose import compose
+from eellm.errors import ConfigError
+from eellm.tasks import benchmark
+from eellm.tasks.context import TaskContext
+from tests.benchmark.models import TINY
+from tests.tasks.test_tasks import command
+
+COLUMNS = ["name", "layout", "value", "unit", "median", "low", "high", "target", "meets"]
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.parametrize("layout", ["single", "pp2"])
+def test_two_pairs_end_to_end(layout: str, tmp_path: Path) -> None:
+    begin = time.monotonic()
+    run = tmp_path / "run"
+    tiny = [override for override in TINY if "parallel" not in override]
+    printed = command(*tiny, f"parallel={layout}", "benchmark.pairs=2", f"hydra.run.dir={run}").stdout
+    assert time.monotonic() - begin < 90, "half a minute on two free cores"
+    with (run / "benchmark.csv").open() as file:
+        reader = csv.DictReader(file)
+        rows = {row["name"]: row for row in reader}
+    assert reader.fieldnames == COLUMNS
+    assert {row["layout"] for row in rows.values()} == {layout}
+    assert ("plain/time_ratio" in rows) == (layout == "single")
+    time_row = rows["time/ratio"]
+    assert float(time_row["low"]) <= float(time_row["value"]) == float(time_row["median"]) <= float(time_row["high"])
+    assert time_row["meets"] == str(float(time_row["value"]) <= 1.05)
+    added = float(rows["memory/with_exits"]["value"]) - float(rows["memory/without_exits"]["value"])
+    assert float(rows["memory/added"]["value"]) == pytest.approx(added)
+    assert rows["memory/added"]["meets"] == "True"
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics == {f"benchmark/{name}": pytest.approx(float(row["value"])) for name, row in rows.items()}
+    assert max(map(len, printed.splitlines()[:-1])) <= 100
+    assert re.search(r"difference / exits alone .* ≤ 1\.050 +(yes|no)", printed)
+
+
+@pytest.mark.parametrize("override", ["exits=none", "checkpoint=outputs/train/default/2026-01-31_12-00-00"])
+def test_what_cannot_be_measured_is_refused_before_anything_starts(override: str, tmp_path: Path) -> None:
+    config = compose(["task=benchmark", override])
+    with pytest.raises(ConfigError, match=override.partition("=")[0]):
+        benchmark.prepare(TaskContext(config, tmp_path))
+
+
+def test_the_vocabulary_needs_no_tokenizer() -> None:
+    assert benchmark.vocab_size(compose(TINY)) == 1000

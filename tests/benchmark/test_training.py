@@ -1,0 +1,83 @@
+"""The claims about memory on tiny shapes, and that what is compared computes the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from eellm.benchmark.step_memory import passes_in_flight
+from eellm.layout import ParallelLayout
+from tests import workers
+from tests.benchmark.models import gradients_of_the_exits, growth, losses_and_gradients, memory_of_a_step
+
+LABELS = 16 * 2 * (8 + 4)
+"""Bytes of a microbatch's labels and mask, which an exit keeps with its hidden states."""
+LAYOUTS = {
+    "single": (1, []),
+    "pp2": (2, ["parallel=pp2"]),
+    "pp2_boundary_start": (2, ["parallel=pp2", "exits.boundary=start"]),
+    "pp2_exits_on_one_stage": (2, ["parallel=pp2", "exits.layers=[3]", "loss_weights.values=1.0"]),
+    "tp2": (2, ["parallel=tp2"]),
+}
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_exits_add_no_more_than_the_logits_of_one_microbatch(name: str) -> None:
+    world, overrides = LAYOUTS[name]
+    memories = workers.run(world, memory_of_a_step, *overrides)
+    assert len(set(memories)) == 1, "every rank reports the same"
+    assert memories[0].difference <= memories[0].allowance
+
+
+@pytest.mark.dist
+def test_exits_that_are_not_deferred_exceed_it() -> None:
+    """Chunks of 4 tokens leave little room, and eager exits keep gradients of their weights."""
+    overrides = ["parallel=pp2", "exits.deferred=false", "trainer.loss_chunk=4"]
+    memory = workers.run(2, memory_of_a_step, *overrides)[0]
+    assert memory.difference > memory.allowance
+    deferred = workers.run(2, memory_of_a_step, "parallel=pp2", "trainer.loss_chunk=4")[0]
+    assert deferred.with_exits < memory.with_exits
+    assert deferred.without_exits == memory.without_exits
+
+
+@pytest.mark.dist
+def test_logits_do_not_add_up_over_microbatches_in_flight() -> None:
+    for in_flight in (2, 5):
+        (grown,) = workers.run(1, growth, in_flight)
+        assert grown["deferred"] <= grown["hidden"] + LABELS
+        assert grown["deferred"] < grown["logits"] / 10
+        # three exits keep the gradients of their hidden states and of the output matrix, in fp32
+        assert grown["eager"] >= 3 * (grown["hidden"] + 1000 * 16 * 4)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    "overrides", [[], ["exits.head=[embedding,mlp,block]", "exits.tie_output=false", "exits.temperature=1.5"]]
+)
+def test_the_plain_loss_is_ours_in_value_and_gradient(overrides: list[str]) -> None:
+    (results,) = workers.run(1, losses_and_gradients, *overrides)
+    (value, hidden, parameters), (plain_value, plain_hidden, plain_parameters) = results["ours"], results["plain"]
+    assert value == pytest.approx(plain_value, rel=1e-5)
+    assert len(hidden) == 4
+    for ours, plain in zip([*hidden, *parameters], [*plain_hidden, *plain_parameters], strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5 * max(1.0, np.abs(plain).max()))
+
+
+@pytest.mark.dist
+def test_the_exits_alone_do_the_exits_work() -> None:
+    ((actual, expected),) = workers.run(1, gradients_of_the_exits)
+    assert any(np.abs(gradient).max() > 0 for gradient in expected)
+    for ours, plain in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5 * max(1.0, np.abs(plain).max()))
+
+
+def test_passes_in_flight() -> None:
+    def layout(**sizes: int) -> ParallelLayout:
+        return ParallelLayout(**sizes, global_batch_size=8)
+
+    assert [passes_in_flight(layout(pp=4), rank, 1) for rank in range(4)] == [4, 3, 2, 1]
+    assert passes_in_flight(ParallelLayout(pp=4, global_batch_size=2), 0, 1) == 2, "no more than there are"
+    assert passes_in_flight(layout(pp=4), 0, 0) == 0, "nothing kept by a stage that does not end in an exit"
+    # interleaved, rank 0 of 2: one round of both chunks and two passes ahead before the first backward
+    assert passes_in_flight(layout(pp=2, vp=2), 0, 2) == 5
