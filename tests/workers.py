@@ -106,7 +106,8 @@ class Workers:
         for process in self.processes:
             process.join(patience)
             process.kill()
-        _GROUPS.pop(self.world_size, None)
+        if _GROUPS.get(self.world_size) is self:
+            del _GROUPS[self.world_size]
 
 
 _GROUPS: dict[int, Workers] = {}
