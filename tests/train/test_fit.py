@@ -95,9 +95,9 @@ def test_resumed_on_another_layout(name: str, single: list[dict], folder: Path) 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_precision_follows_full(dtype: str, single: list[dict], folder: Path) -> None:
     """Over a pipeline, with fp16's loss scale on the exits too: unscaled, their share of the gradient would vanish."""
-    overrides = ["parallel=pp2", f"precision={dtype}", "precision.initial_loss_scale=1024"][: 3 if dtype == "fp16" else 2]
+    overrides = ["parallel=pp2", f"precision={dtype}", "precision.initial_loss_scale=64"][: 3 if dtype == "fp16" else 2]
     workers.run(2, train, overrides, str(folder / dtype))
     for row, wanted in zip(rows(folder / dtype), single, strict=True):
         for name, value in wanted.items():
             assert row[name] == pytest.approx(value, rel=0.03), name
-        assert row.get("train/loss_scale", 1024) == 1024
+        assert row.get("train/loss_scale", 64) == 64, "a sum over tokens leaves fp16 little room: a larger scale may overflow"
