@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-import torch.distributed as dist
 
 from eellm.config.schema import Config
 from eellm.data.batch import GlobalBatch
 from eellm.engine.chunks import ChunkOptions, build_chunks
 from eellm.engine.megatron import MegatronEngine
-from eellm.mcore.groups import Groups
-from eellm.model.loss_weights import exit_weights
-from eellm.model.objective import HeadWeights, ObjectiveOptions
+from eellm.mcore.groups import Groups, tied_group
+from eellm.model.objective import HeadWeights, ObjectiveOptions, head_weights
 from eellm.model.spec import ModelSpec, StageSpec, plan_stages, tied_stages
 
 
@@ -47,7 +45,8 @@ def build_variants(config: Config, spec: ModelSpec, stages: list[StageSpec], gro
     """Called by all ranks. Both have the same batch, and the same weights where both have them."""
     bare = replace(spec, exits=())
     bare_stages = plan_stages(bare, groups.layout, config.parallel.layers_per_stage)
-    bare_groups = _groups_for(groups, tied_stages(spec, stages), tied_stages(bare, bare_stages))
+    # without exits the output matrix may have its copies on other stages
+    bare_groups = replace(groups, tied=tied_group(groups.layout, tied_stages(bare, bare_stages)))
     batch = random_batch(config, spec, groups)
     return Variants(
         with_exits=_variant(config, spec, stages, groups, batch),
@@ -58,14 +57,7 @@ def build_variants(config: Config, spec: ModelSpec, stages: list[StageSpec], gro
 def _variant(config: Config, spec: ModelSpec, stages: list[StageSpec], groups: Groups, batch: GlobalBatch) -> Variant:
     chunks = build_chunks(spec, stages, groups, ChunkOptions(config.precision.dtype, config.seed, config.trainer.recompute))
     engine = MegatronEngine(chunks, ObjectiveOptions(config.exits.deferred, config.trainer.loss_chunk))
-    return Variant(engine, head_weights(config, spec), batch)
-
-
-def head_weights(config: Config, spec: ModelSpec) -> HeadWeights:
-    """Those of the first step."""
-    weights = config.loss_weights
-    exits = exit_weights(weights, 0, len(spec.exits)) if spec.exits else []
-    return HeadWeights(dict(zip(spec.heads, [*exits, weights.final], strict=True)), weights.kind == "token_confidence")
+    return Variant(engine, head_weights(config.loss_weights, spec, step=0), batch)
 
 
 def random_batch(config: Config, spec: ModelSpec, groups: Groups) -> GlobalBatch:
@@ -77,16 +69,3 @@ def random_batch(config: Config, spec: ModelSpec, groups: Groups) -> GlobalBatch
     positions = torch.arange(sequence).expand(shape).contiguous()
     batch = GlobalBatch(text[..., :-1].contiguous(), text[..., 1:].contiguous(), torch.ones(shape), positions)
     return batch.to(groups.device)
-
-
-def _groups_for(groups: Groups, tied: list[int], other: list[int]) -> Groups:
-    """The groups of a plan of the same layout whose output matrix has its copies on other stages."""
-    if other == tied:
-        return groups
-    layout, group = groups.layout, None
-    holders = sorted({layout.pp_rank_of(stage) for stage in other})
-    for ranks in layout.groups_over(holders) if len(holders) > 1 else []:
-        made = dist.new_group(ranks)  # every rank makes every group, in the same order
-        if groups.rank in ranks:
-            group = made
-    return replace(groups, tied=group)

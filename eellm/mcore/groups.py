@@ -74,12 +74,6 @@ def init_groups(layout: ParallelLayout, device: torch.device, tied_stages: list[
     )
     with cpu_stand_ins():
         model_parallel_cuda_manual_seed(seed)
-    tied = None
-    holders = sorted({layout.pp_rank_of(stage) for stage in tied_stages})
-    for ranks in layout.groups_over(holders) if len(holders) > 1 else []:
-        group = dist.new_group(ranks)  # every rank makes every group, in the same order
-        if dist.get_rank() in ranks:
-            tied = group
     return Groups(
         layout=layout,
         rank=dist.get_rank(),
@@ -87,8 +81,19 @@ def init_groups(layout: ParallelLayout, device: torch.device, tied_stages: list[
         tp=parallel_state.get_tensor_model_parallel_group(),
         pp=parallel_state.get_pipeline_model_parallel_group(),
         dp=parallel_state.get_data_parallel_group(with_context_parallel=True),
-        tied=tied,
+        tied=tied_group(layout, tied_stages),
     )
+
+
+def tied_group(layout: ParallelLayout, tied_stages: list[int]) -> Group | None:
+    """This rank's group of holders of the output matrix, or None; every rank makes every group, in the same order."""
+    tied = None
+    holders = sorted({layout.pp_rank_of(stage) for stage in tied_stages})
+    for ranks in layout.groups_over(holders) if len(holders) > 1 else []:
+        group = dist.new_group(ranks)
+        if dist.get_rank() in ranks:
+            tied = group
+    return tied
 
 
 def destroy_groups(process_group: bool = True) -> None:

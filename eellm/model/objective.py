@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from eellm.config.schema import LossWeightsConfig
 from eellm.data.batch import Microbatch
 from eellm.model.context import Context
+from eellm.model.loss_weights import exit_weights
+from eellm.model.spec import ModelSpec
 from eellm.model.stage import Readout
 from eellm.model.vocabulary import LossOptions, linear_cross_entropy
 
@@ -65,6 +68,13 @@ class HeadWeights:
 
     values: dict[str, float]
     token_confidence: bool = False
+
+
+def head_weights(config: LossWeightsConfig, spec: ModelSpec, step: int) -> HeadWeights:
+    """Loss weights of the optimizer step `step` (0-based), the final head's included."""
+    exits = exit_weights(config, step, len(spec.exits)) if spec.exits else []
+    values = dict(zip(spec.heads, [*exits, config.final], strict=True))
+    return HeadWeights(values, config.kind == "token_confidence")
 
 
 @dataclass(frozen=True)

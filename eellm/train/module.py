@@ -23,8 +23,7 @@ from eellm.metrics import names
 from eellm.metrics.flops import training_flops
 from eellm.metrics.recorder import Recorder
 from eellm.metrics.speed import Speedometer, peak_memory_gb
-from eellm.model.loss_weights import exit_weights
-from eellm.model.objective import HeadWeights, ObjectiveOptions
+from eellm.model.objective import HeadWeights, ObjectiveOptions, head_weights
 from eellm.model.spec import ModelSpec, StageSpec
 from eellm.train.lr_schedule import learning_rate
 
@@ -102,10 +101,7 @@ class EarlyExitModule(LightningModule):
 
     def head_weights(self, step: int) -> HeadWeights:
         """Loss weights of the optimizer step `step` (0-based)."""
-        weights = self.run_config.loss_weights
-        exits = exit_weights(weights, step, len(self.spec.exits))
-        values = dict(zip(self.spec.heads, [*exits, weights.final], strict=True))
-        return HeadWeights(values, weights.kind == "token_confidence")
+        return head_weights(self.run_config.loss_weights, self.spec, step)
 
     def on_train_start(self) -> None:
         self.speed.restart()
