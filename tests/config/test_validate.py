@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 from pathlib import Path
 
 import pytest
 
-from eellm.config import validate
+from eellm.config import rules, validate
 from eellm.config.compose import compose
 from eellm.config.parse import known_keys
+from eellm.config.rules import model
 from eellm.errors import ConfigError
 
 TRAIN = "task=train"
@@ -198,11 +201,11 @@ def test_the_ranks_of_an_outer_launcher_must_fit(overrides: list[str], world_siz
 
 
 def test_the_cuda_kernel_is_refused_for_every_reason_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validate, "_cuda_available", lambda: False)
+    monkeypatch.setattr(model, "_cuda_available", lambda: False)
     with pytest.raises(ConfigError) as raised:
         compose(["model.attention=flash_attn", "data.document_boundaries=reset"])
     assert [problem.path for problem in raised.value.problems] == ["model.attention"] * 3
-    monkeypatch.setattr(validate, "_cuda_available", lambda: True)
+    monkeypatch.setattr(model, "_cuda_available", lambda: True)
     compose(["model.attention=flash_attn", "precision=bf16"])
 
 
@@ -230,9 +233,10 @@ def test_values_of_an_experiment_may_go_unread(saved_run: Path) -> None:
 
 
 def test_every_rule_is_listed() -> None:
-    functions = [value for value in vars(validate).values() if inspect.isfunction(value)]
-    rules = {function for function in functions if inspect.signature(function).return_annotation == "Problems"}
-    assert rules == set(validate.RULES)
+    modules = [importlib.import_module(f"{rules.__name__}.{module.name}") for module in pkgutil.iter_modules(rules.__path__)]
+    functions = [value for module in modules for value in vars(module).values() if inspect.isfunction(value)]
+    written = {function for function in functions if inspect.signature(function).return_annotation == "Problems"}
+    assert written == set(validate.RULES)
 
 
 def test_the_tables_name_keys_that_exist() -> None:

@@ -1,0 +1,55 @@
+"""Rules on what the command line asks for: runs it names, and values that nothing would read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from eellm.config.request import Request, checkpoint_overrides, typed_value, unread_overrides, unread_with_the_choice
+from eellm.config.schema import DecodingConfig, TaskConfig
+from eellm.errors import Problem
+
+Problems = Iterator[Problem]
+
+
+def runs_are_named_where_needed(task: TaskConfig, checkpoint: str | None, resume: str | None) -> Problems:
+    if task.name in ("evaluate", "generate") and checkpoint is None:
+        yield Problem("checkpoint", None, f"task={task.name} reads a trained model", "checkpoint=<run directory>")
+    if task.name in ("train", "quickstart") and checkpoint is not None:
+        yield Problem("checkpoint", checkpoint, f"task={task.name} starts from random weights", "leave it out, or resume=<run>")
+    if task.name != "train" and resume is not None:
+        yield Problem("resume", resume, f"task={task.name} cannot be resumed", "leave it out, or task=train")
+    if checkpoint is not None and resume is not None:
+        yield Problem("resume", resume, "a run reads either `checkpoint` or `resume`", "leave one out")
+
+
+def overrides_are_read(task: TaskConfig, request: Request) -> Problems:
+    yield from unread_overrides(task.name, request)
+
+
+def overrides_belong_to_the_choices(groups: dict[str, Any], request: Request) -> Problems:
+    yield from unread_with_the_choice(groups, request)
+
+
+def overrides_act_on_decoding(task: TaskConfig, decoding: DecodingConfig, request: Request) -> Problems:
+    for override in request.parsed:
+        if override.key in ("decoding.top_k", "decoding.top_p") and decoding.temperature == 0:
+            reason = "decoding.temperature=0 always takes the most probable token"
+            yield Problem(override.key, typed_value(override), reason, "set decoding.temperature, or leave it out")
+        if override.group == "exit_policy" and task.name == "generate" and decoding.mode == "full":
+            reason = "decoding.mode=full never exits early"
+            yield Problem(override.key, typed_value(override), reason, "decoding=catch_up, or leave it out")
+
+
+def overrides_leave_the_checkpoint_alone(task: TaskConfig, checkpoint: str | None, request: Request) -> Problems:
+    if task.name in ("evaluate", "generate") and checkpoint is not None:
+        yield from checkpoint_overrides(request)
+
+
+RULES: list[Callable[..., Problems]] = [
+    runs_are_named_where_needed,
+    overrides_are_read,
+    overrides_belong_to_the_choices,
+    overrides_act_on_decoding,
+    overrides_leave_the_checkpoint_alone,
+]

@@ -1,0 +1,77 @@
+"""Rules on evaluation and decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from eellm.config.request import Request
+from eellm.config.rules.model import exit_layers
+from eellm.config.schema import (
+    DecodingConfig,
+    EvaluationConfig,
+    ExitPolicyConfig,
+    ExitsConfig,
+    ModelConfig,
+    ParallelConfig,
+    TaskConfig,
+)
+from eellm.errors import Problem
+from eellm.model.spec import per_exit
+
+Problems = Iterator[Problem]
+
+
+def policy_fits_the_exits(model: ModelConfig, exits: ExitsConfig, exit_policy: ExitPolicyConfig) -> Problems:
+    layers = exit_layers(model, exits)
+    active = layers if exit_policy.active is None else exit_policy.active
+    unknown = [layer for layer in active if layer not in layers]
+    if unknown:
+        yield Problem("exit_policy.active", active, f"there is no exit after layer {unknown[0]}", f"choose from {layers}")
+    elif exit_policy.active is not None and active != sorted(set(active)):
+        yield Problem("exit_policy.active", active, "the layers must increase", f"exit_policy.active={sorted(set(active))}")
+    threshold = exit_policy.threshold
+    if isinstance(threshold, list) and len(threshold) != len(active):
+        reason = f"a list of {len(threshold)} for {len(active)} active exits"
+        yield Problem("exit_policy.threshold", threshold, reason, f"give {len(active)} entries, or one for all")
+    if exit_policy.kind == "fixed_layer" and exit_policy.layer is None:
+        yield Problem("exit_policy.layer", None, "exit_policy.kind=fixed_layer needs an exit", f"choose from {layers}")
+    elif exit_policy.kind == "fixed_layer" and exit_policy.layer not in active:
+        reason = f"there is no{' active' if exit_policy.active else ''} exit after this layer"
+        yield Problem("exit_policy.layer", exit_policy.layer, reason, f"choose from {active}")
+
+
+def thresholds_lie_in_range(exit_policy: ExitPolicyConfig) -> Problems:
+    for threshold in per_exit(exit_policy.threshold, 1):
+        if exit_policy.kind == "patience":
+            if threshold < 1 or threshold != int(threshold):
+                yield Problem("exit_policy.threshold", threshold, "no number of exits", "give a whole number, at least 1")
+        elif exit_policy.kind in ("max_probability", "margin", "entropy") and not 0.0 <= threshold <= 1.0:
+            yield Problem("exit_policy.threshold", threshold, f"a {exit_policy.kind} lies in 0..1", "give a number in 0..1")
+
+
+def decoding_runs_on_one_stage(task: TaskConfig, parallel: ParallelConfig, request: Request) -> Problems:
+    if task.name != "generate":
+        return
+    for key, size in (("pp", parallel.pp), ("vp", parallel.vp), ("dp", request.data_parallel(parallel) or 1)):
+        if size > 1:
+            over = "data-parallel ranks" if key == "dp" else "pipeline stages"
+            yield Problem(f"parallel.{key}", size, f"decoding over {over} is not available yet", f"parallel.{key}=1")
+
+
+def thresholds_are_given(evaluation: EvaluationConfig) -> Problems:
+    if not evaluation.thresholds:
+        yield Problem("evaluation.thresholds", [], "the trade-off table has no rows", "evaluation.thresholds=[0.5,0.8]")
+
+
+def prompts_are_given(task: TaskConfig, decoding: DecodingConfig) -> Problems:
+    if task.name in ("generate", "quickstart") and not decoding.prompts:
+        yield Problem("decoding.prompts", [], "nothing to continue", "'decoding.prompts=[\"import \"]'")
+
+
+RULES: list[Callable[..., Problems]] = [
+    policy_fits_the_exits,
+    thresholds_lie_in_range,
+    decoding_runs_on_one_stage,
+    thresholds_are_given,
+    prompts_are_given,
+]

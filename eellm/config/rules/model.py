@@ -1,0 +1,122 @@
+"""Rules on the model, its exits and their loss weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from eellm.config.schema import DataConfig, ExitsConfig, LossWeightsConfig, ModelConfig, PrecisionConfig, TokenizerConfig
+from eellm.errors import Problem
+from eellm.model.spec import exit_layer
+
+Problems = Iterator[Problem]
+
+
+def exits_lie_in_the_model(model: ModelConfig, exits: ExitsConfig) -> Problems:
+    shown = exits.layers
+    for position in shown:
+        if isinstance(position, float) and not 0.0 < position <= 1.0:
+            yield Problem("exits.layers", shown, f"{position} is no fraction of the depth", "give layers, or fractions in (0, 1]")
+            return
+    layers = exit_layers(model, exits)
+    for layer in layers:
+        if not 1 <= layer <= model.num_layers:
+            reason = f"{layer} is not one of the layers 1..{model.num_layers} (model.num_layers={model.num_layers})"
+            yield Problem("exits.layers", shown, reason, f"give layers in 1..{model.num_layers}, or fractions in (0, 1]")
+    if len(set(layers)) < len(layers):
+        twice = sorted({layer for layer in layers if layers.count(layer) > 1})
+        yield Problem("exits.layers", shown, f"more than one exit after layer {twice[0]} ({layers})", "name each layer once")
+    elif layers != sorted(layers):
+        yield Problem("exits.layers", shown, "the layers must increase", f"exits.layers={sorted(shown)}")
+
+
+def lists_have_one_entry_per_exit(exits: ExitsConfig, loss_weights: LossWeightsConfig) -> Problems:
+    count = len(exits.layers)
+    lists = {
+        "exits.head": exits.head,
+        "exits.tie_output": exits.tie_output,
+        "exits.temperature": exits.temperature,
+        "loss_weights.values": loss_weights.values,
+        "loss_weights.initial": loss_weights.initial,
+    }
+    for path, value in lists.items():
+        if isinstance(value, list) and len(value) != count:
+            reason = f"a list of {len(value)} for {count} exits (exits.layers={exits.layers})"
+            yield Problem(path, value, reason, f"give {count} entries, or one value for all exits")
+
+
+def loss_weights_have_steps(loss_weights: LossWeightsConfig) -> Problems:
+    kind = loss_weights.kind
+    if kind in ("warmup", "cooldown", "rotating") and loss_weights.steps < 1:
+        yield Problem("loss_weights.steps", loss_weights.steps, f"loss_weights.kind={kind} needs steps", "give at least 1")
+
+
+def heads_fit_the_width(model: ModelConfig) -> Problems:
+    heads, groups = model.num_attention_heads, model.num_query_groups
+    if model.head_dim is None and model.hidden_size % heads:
+        reason = f"not divisible by model.num_attention_heads={heads}"
+        yield Problem("model.hidden_size", model.hidden_size, reason, "choose a multiple, or set model.head_dim")
+    if groups is not None and heads % groups:
+        reason = f"not divisible by model.num_query_groups={groups}"
+        yield Problem("model.num_attention_heads", heads, reason, "each group must serve equally many query heads")
+    width = model.head_dim or model.hidden_size // heads
+    rotated = int(width * model.rotary_fraction)
+    if model.position == "rotary" and (rotated < 2 or rotated % 2):
+        reason = f"rotates {rotated} of {width} channels of a head; channels rotate in pairs"
+        yield Problem("model.rotary_fraction", model.rotary_fraction, reason, "choose a share that makes an even number")
+
+
+def positions_cover_the_sequence(model: ModelConfig, data: DataConfig) -> Problems:
+    if model.position == "learned" and model.max_positions is not None and model.max_positions < data.sequence_length:
+        reason = f"shorter than data.sequence_length={data.sequence_length}"
+        yield Problem("model.max_positions", model.max_positions, reason, "make it at least as long, or null")
+
+
+def vocabulary_holds_the_tokenizer(model: ModelConfig, tokenizer: TokenizerConfig) -> Problems:
+    if tokenizer.kind == "file" and tokenizer.path is None:
+        yield Problem("tokenizer.path", None, "tokenizer.kind=file reads a file", "tokenizer.path=<tokenizer.json>")
+    if tokenizer.kind == "file" and tokenizer.path is not None and not Path(tokenizer.path).expanduser().is_file():
+        yield Problem("tokenizer.path", tokenizer.path, "there is no such file", "give the path of a tokenizer.json")
+    if tokenizer.kind == "byte_bpe" and tokenizer.vocab_size is None:
+        yield Problem("tokenizer.vocab_size", None, "a trained tokenizer needs a size", "tokenizer.vocab_size=2048")
+    if tokenizer.kind == "byte_bpe" and (model.vocab_size or 2**62) < (tokenizer.vocab_size or 0):
+        reason = f"smaller than tokenizer.vocab_size={tokenizer.vocab_size}"
+        yield Problem("model.vocab_size", model.vocab_size, reason, "make it at least as large, or null for the tokenizer's")
+
+
+def attention_kernel_runs(model: ModelConfig, precision: PrecisionConfig, device: str, data: DataConfig) -> Problems:
+    kernel = model.attention
+    if kernel == "flash_attn":
+        if precision.dtype == "fp32":
+            yield Problem("model.attention", kernel, "knows no fp32", "precision=bf16, or model.attention=sdpa")
+        if data.document_boundaries == "reset":
+            reason = "cannot stop at documents' ends (data.document_boundaries=reset)"
+            yield Problem("model.attention", kernel, reason, "model.attention=sdpa, or data.document_boundaries=loss")
+        if device == "cpu" or not _cuda_available():
+            where = "device=cpu" if device == "cpu" else "there is none on this machine"
+            yield Problem("model.attention", kernel, f"needs a CUDA device ({where})", "model.attention=sdpa")
+    if kernel == "transformer_engine" and importlib.util.find_spec("transformer_engine") is None:
+        yield Problem("model.attention", kernel, "needs transformer-engine", "pip install 'eellm[gpu]', or model.attention=sdpa")
+
+
+def _cuda_available() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def exit_layers(model: ModelConfig, exits: ExitsConfig) -> list[int]:
+    """Exits as layers, fractions resolved."""
+    return [exit_layer(position, model.num_layers) for position in exits.layers]
+
+
+RULES: list[Callable[..., Problems]] = [
+    exits_lie_in_the_model,
+    lists_have_one_entry_per_exit,
+    loss_weights_have_steps,
+    heads_fit_the_width,
+    positions_cover_the_sequence,
+    vocabulary_holds_the_tokenizer,
+    attention_kernel_runs,
+]
