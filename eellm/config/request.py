@@ -45,6 +45,7 @@ READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
     (("tokenizer.vocab_size", "tokenizer.train_megabytes"), "tokenizer.kind", ("byte_bpe",)),
     (("data.path", "data.pattern"), "data.source", ("text", "jsonl")),
     (("data.text_field",), "data.source", ("jsonl",)),
+    (("data.ramp_up",), "task.name", ("quickstart", "train")),
     (("precision.initial_loss_scale", "precision.loss_scale_window"), "precision.dtype", ("fp16",)),
     (("lr_schedule.min_ratio", "lr_schedule.decay_steps"), "lr_schedule.kind", ("cosine", "linear", "inverse_sqrt")),
     (("model.rotary_fraction", "model.rotary_base"), "model.position", ("rotary",)),
@@ -99,14 +100,13 @@ def checkpoint_overrides(request: Request) -> Iterator[Problem]:
 
 def unread_with_the_choice(groups: dict[str, Any], request: Request) -> Iterator[Problem]:
     """Overrides of keys that belong to another option than the one chosen."""
-    typed = {override.key: override for override in request.parsed}
     for keys, choice, options in READ_WITH:
         group, _, name = choice.partition(".")
         chosen = getattr(groups.get(group), name, None)
-        for key in keys:
-            if key in typed and chosen is not None and chosen not in options:
+        for override in request.parsed:
+            if any(_covers(key, override.key) for key in keys) and chosen is not None and chosen not in options:
                 fix = f"leave it out, or choose {choice}={' or '.join(options)}"
-                yield Problem(key, typed_value(typed[key]), f"{choice}={chosen} never reads it", fix)
+                yield Problem(override.key, typed_value(override), f"{choice}={chosen} never reads it", fix)
 
 
 def typed_value(override: Override) -> str:

@@ -134,6 +134,17 @@ class ScheduleConfig(Node):
     """Pipeline schedule; `auto`: interleaved when vp > 1, one_f_one_b otherwise."""
 
 
+class RampUpConfig(Node):
+    """Megatron-LM's `--rampup-batch-size`; the final size is data.global_batch_size."""
+
+    start: Count
+    """Sequences of the first step."""
+    increment: Count
+    """Sequences by which a step grows, again and again."""
+    samples: Count
+    """Samples over which it grows, in equal shares."""
+
+
 class DataConfig(Node):
     source: Literal["stdlib", "text", "jsonl"]
     """`stdlib`: the interpreter's standard-library source; `text`: a file or folder; `jsonl`: one document a line."""
@@ -151,6 +162,8 @@ class DataConfig(Node):
     """Sequences per microbatch and data-parallel rank."""
     global_batch_size: Count
     """Sequences per optimizer step over all ranks."""
+    ramp_up: RampUpConfig | None
+    """Training begins with smaller batches, e.g. {start: 16, increment: 8, samples: 5000}; null = it does not."""
     document_boundaries: Literal["ignore", "loss", "reset"]
     """At a document's end: nothing; no loss across it; or also fresh positions and attention."""
     cache_dir: str

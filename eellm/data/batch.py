@@ -39,6 +39,11 @@ class GlobalBatch:
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that this data-parallel rank reads."""
+        return self.tokens.shape[0] * self.tokens.shape[1]
+
     def __getitem__(self, index: int) -> Microbatch:
         documents = None if self.documents is None else self.documents[index]
         return Microbatch(self.tokens[index], self.labels[index], self.loss_mask[index], self.positions[index], documents)

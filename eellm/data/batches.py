@@ -1,7 +1,7 @@
 """Global batches: which samples a data-parallel rank reads for an optimizer step, and how their tensors look.
 
-Sample numbers count from the start of training. Step k of a run with global batch size G reads samples k G to
-(k + 1) G - 1 whatever the layout; the layout only says which rank reads which of them.
+Sample numbers count from the start of training. A step reads the samples that follow those of the step before, as many
+as `eellm.data.ramp_up` says, whatever the layout; the layout only says which rank reads which of them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from eellm.config.schema import Config
+from eellm.config.schema import Config, RampUpConfig
 from eellm.data.batch import GlobalBatch
 from eellm.data.corpus import Corpus
 from eellm.data.order import DatasetOrder, SampleOrder
+from eellm.data.ramp_up import BatchSizes
 from eellm.layout import ParallelLayout
 
 
@@ -39,7 +40,8 @@ class BatchPlan:
     """Which samples are read, and what their document boundaries mean (`data.document_boundaries`).
 
     `start` = samples consumed before the first batch; `num_batches` None = no end; from sample number `num_samples` on
-    (None = never) samples are there to fill a batch and have no loss; `repeat` = the first batch over and over.
+    (None = never) samples are there to fill a batch and have no loss; `repeat` = the first batch over and over; without
+    `ramp_up` every batch has the layout's global size.
     """
 
     layout: ParallelLayout
@@ -50,17 +52,17 @@ class BatchPlan:
     num_batches: int | None = None
     num_samples: int | None = None
     repeat: bool = False
-
-    def first_sample(self, step: int) -> int:
-        """Number of the first sample of the step's global batch, counting steps from `start`."""
-        return self.start + (0 if self.repeat else step * self.layout.global_batch_size)
+    ramp_up: RampUpConfig | None = None
 
     def sample_ids(self, step: int) -> torch.Tensor:
-        """Sample numbers of this rank, int64 [M, b]: microbatch m of rank r is the (m dp + r)-th group of b."""
+        """Sample numbers of this rank, int64 [M, b], counting steps from `start`.
+
+        Microbatch m of rank r is the (m dp + r)-th group of b.
+        """
         layout = self.layout
-        shape = (layout.num_microbatches, layout.dp, layout.micro_batch_size)
-        first = self.first_sample(step)
-        return torch.arange(first, first + layout.global_batch_size).view(shape)[:, self.dp_rank].contiguous()
+        first, size = BatchSizes(layout.global_batch_size, self.ramp_up).step(0 if self.repeat else step, self.start)
+        groups = torch.arange(first, first + size).view(-1, layout.dp, layout.micro_batch_size)
+        return groups[:, self.dp_rank].contiguous()
 
 
 class GlobalBatches(IterableDataset[GlobalBatch]):
@@ -127,6 +129,7 @@ def training_batches(
         config.data.document_boundaries,
         start=0 if overfit else consumed_samples,
         repeat=overfit,
+        ramp_up=config.data.ramp_up,
     )
     return GlobalBatches(dataset, SampleOrder(config.seed, len(dataset)), plan)
 

@@ -47,6 +47,7 @@ TRAIN_LOSS_TOTAL = "train/loss/total"
 TRAIN_WEIGHT = "train/weight/{head}"
 GRAD_NORM = "train/grad_norm"
 LEARNING_RATE = "train/lr"
+BATCH_SIZE = "train/batch_size"
 TOKENS_PER_SECOND = "train/tokens_per_second"
 TFLOPS = "train/tflops"
 STEP_TIME = "train/step_time"
@@ -69,6 +70,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(TRAIN_WEIGHT, "1", "same", "none", "Weight of a head in the total loss at this step"),
     Metric(GRAD_NORM, "1", "same", "none", "Global gradient norm before clipping"),
     Metric(LEARNING_RATE, "1", "same", "none", "Learning rate of the step"),
+    Metric(BATCH_SIZE, "sequences", "same", "none", "Sequences of the step over all processes"),
     Metric(TOKENS_PER_SECOND, "tokens/s", "same", "higher", "Training tokens per second over all processes"),
     Metric(TFLOPS, "TFLOP/s", "same", "higher", "Model FLOPs per second and process, exits counted, recomputation not"),
     Metric(STEP_TIME, "s", "same", "lower", "Seconds per optimizer step, validation and checkpoints left out"),

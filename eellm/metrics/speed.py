@@ -16,29 +16,34 @@ GB = 1e9
 class Speedometer:
     """Times laps of optimizer steps, without what happens inside `paused`.
 
-    `tokens_per_step` counts the whole run's tokens, `flops_per_token` comes from `eellm.metrics.flops`,
-    `synchronise` waits for the device, so that queued work is not left out.
+    `flops_per_token` comes from `eellm.metrics.flops`, `synchronise` waits for the device, so that queued work is not
+    left out.
     """
 
     def __init__(
         self,
-        tokens_per_step: int,
         flops_per_token: float,
         world_size: int,
         synchronise: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        self._tokens_per_step = tokens_per_step
         self._flops_per_token = flops_per_token
         self._world_size = world_size
         self._synchronise = synchronise
         self._clock = clock
         self._start = clock()
+        self._steps = self._tokens = 0
 
     def restart(self) -> None:
         """Begin a lap here."""
         self._synchronise()
         self._start = self._clock()
+        self._steps = self._tokens = 0
+
+    def step(self, tokens: int) -> None:
+        """Count an optimizer step; `tokens` are those of all processes."""
+        self._steps += 1
+        self._tokens += tokens
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -51,13 +56,12 @@ class Speedometer:
             self._synchronise()
             self._start += self._clock() - began
 
-    def lap(self, steps: int) -> dict[str, float]:
-        """Metrics of the `steps` optimizer steps since the last lap; begins the next one."""
-        self._synchronise()
-        now = self._clock()
-        seconds = max(now - self._start, 1e-9)
-        self._start = now
-        tokens_per_second = steps * self._tokens_per_step / seconds
+    def lap(self) -> dict[str, float]:
+        """Metrics of the optimizer steps since the last lap, at least one; begins the next lap."""
+        begin, steps, tokens = self._start, self._steps, self._tokens
+        self.restart()
+        seconds = max(self._start - begin, 1e-9)
+        tokens_per_second = tokens / seconds
         return {
             STEP_TIME: seconds / steps,
             TOKENS_PER_SECOND: tokens_per_second,

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from eellm.config.schema import Config
+from eellm.data.ramp_up import BatchSizes
 from eellm.layout import ParallelLayout
 from eellm.metrics.names import TRAIN_LOSS, heads_in
 from eellm.model.spec import (
@@ -53,9 +54,9 @@ class Setup:
         """Weights that a token reads when all asked exits are asked, in units of one decoder layer's."""
         return sum(head_parameters(self.spec, exit_) for exit_ in self.asked_exits) / layer_parameters(self.spec)
 
-    @property
-    def tokens_per_step(self) -> int:
-        return self.config.data.global_batch_size * self.config.data.sequence_length
+    def tokens_after(self, steps: int) -> int:
+        """Tokens read in the first `steps` optimizer steps."""
+        return BatchSizes.of(self.config.data).step(steps)[0] * self.config.data.sequence_length
 
 
 def read_setup(record: RunRecord) -> Setup | None:

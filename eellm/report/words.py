@@ -63,7 +63,7 @@ def run_words(record: RunRecord, setup: Setup | None) -> str:
     parts = []
     steps = trained_steps(record)
     if steps:
-        tokens = f" on {count(steps * setup.tokens_per_step)} tokens" if setup else ""
+        tokens = f" on {count(setup.tokens_after(steps))} tokens" if setup else ""
         parts.append(f"{plural(steps, 'step')}{tokens}")
     seconds = run_seconds(record)
     if seconds is not None and seconds >= 1:
@@ -189,7 +189,7 @@ def outlook_words(record: RunRecord, setup: Setup | None) -> list[str]:
     steps = trained_steps(record)
     if setup is None or not steps or not setup.parameters:
         return []
-    tokens = steps * setup.tokens_per_step
+    tokens = setup.tokens_after(steps)
     ratio = tokens / setup.parameters
     if ratio >= TOKENS_PER_PARAMETER:
         return []

@@ -74,7 +74,6 @@ class EarlyExitModule(LightningModule):
         """The last logged value of every metric, for progress displays and the final summary."""
         self._validation: dict[str, float] = defaultdict(float)
         self.speed = Speedometer(
-            tokens_per_step=groups.layout.global_batch_size * config.data.sequence_length,
             flops_per_token=training_flops(spec, config.data.sequence_length),
             world_size=groups.layout.world_size,
             synchronise=torch.cuda.synchronize if groups.device.type == "cuda" else lambda: None,
@@ -115,19 +114,22 @@ class EarlyExitModule(LightningModule):
         self.megatron_optimizer.zero_grad()
         losses = self.engine.run(batch, weights)
         self.optimizers().step()
-        self.consumed_samples += self.groups.layout.global_batch_size
+        samples = batch.num_sequences * self.groups.layout.dp
+        self.consumed_samples += samples
+        self.speed.step(samples * config.data.sequence_length)
         if (step + 1) % config.trainer.log_every == 0:
-            self._log_step(losses, weights, lr)
+            self._log_step(losses, weights, {names.LEARNING_RATE: lr, names.BATCH_SIZE: samples})
 
-    def _log_step(self, losses: Losses, weights: HeadWeights, lr: float) -> None:
+    def _log_step(self, losses: Losses, weights: HeadWeights, scheduled: dict[str, float]) -> None:
+        """`scheduled`: what the step was given, apart from the loss weights."""
         result = self.optimizers().optimizer.last
         metrics = {names.train_loss(head): mean for head, mean in losses.means.items()}
         metrics[names.TRAIN_LOSS_TOTAL] = losses.total(weights)
         metrics |= {names.train_weight(head): weights.values[head] for head in self.spec.heads[:-1]}
-        metrics |= {names.GRAD_NORM: result.grad_norm, names.LEARNING_RATE: lr}
+        metrics |= {names.GRAD_NORM: result.grad_norm, **scheduled}
         if self.run_config.precision.dtype == "fp16":
             metrics[names.LOSS_SCALE] = self.megatron_optimizer.loss_scale()
-        metrics |= self.speed.lap(self.run_config.trainer.log_every)
+        metrics |= self.speed.lap()
         metrics |= self._memory_by_stage()
         self._record(metrics)
 

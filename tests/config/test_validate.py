@@ -20,6 +20,8 @@ EVALUATE = ["task=evaluate", "checkpoint=RUN"]
 GENERATE = ["task=generate", "checkpoint=RUN"]
 BATCH = ["data.micro_batch_size=8", "data.global_batch_size=16"]
 
+RAMP_UP = "data.ramp_up={{start:{},increment:{},samples:{}}}"
+
 BROKEN: list[tuple[list[str], set[str]]] = [
     # exits
     (["exits.layers=[2,9]"], {"exits.layers"}),
@@ -69,6 +71,19 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     # batch and ranks
     ([*BATCH, "data.global_batch_size=12"], {"data.global_batch_size"}),
     ([TRAIN, *BATCH, "parallel.dp=3"], {"data.global_batch_size"}),
+    ([TRAIN, RAMP_UP.format(8, 8, 10)], {"data.ramp_up.start"}),
+    ([TRAIN, "data.global_batch_size=32", RAMP_UP.format(8, 16, 10)], {"data.ramp_up.increment"}),
+    (
+        [TRAIN, "data.global_batch_size=32", RAMP_UP.format(2, 6, 10)],
+        {"data.ramp_up.start", "data.ramp_up.increment"},
+    ),
+    ([TRAIN, "data.global_batch_size=32", "parallel=dp2", RAMP_UP.format(8, 4, 10)], {"data.ramp_up.increment"}),
+    (
+        [TRAIN, "data.global_batch_size=32", "parallel=pp2_vp2", RAMP_UP.format(4, 4, 9)],
+        {"data.ramp_up.start", "data.ramp_up.increment"},
+    ),
+    ([TRAIN, "data.ramp_up={start:0,increment:4,samples:8}"], {"data.ramp_up.start"}),
+    ([*EVALUATE, RAMP_UP.format(4, 4, 10)], {"data.ramp_up"}),
     ([TRAIN, "optimizer.overlap_param_gather=true"], {"optimizer.overlap_param_gather"}),
     ([TRAIN, "optimizer=adam_distributed", "optimizer.overlap_grad_reduce=false"], {"optimizer.overlap_param_gather"}),
     ([TRAIN, "optimizer=sgd", "optimizer.distributed=true"], {"optimizer.distributed"}),
@@ -159,6 +174,7 @@ FINE: list[list[str]] = [
     [*GENERATE, "exit_policy=fixed_layer", "exit_policy.layer=3"],
     [*GENERATE, "parallel.tp=2"],
     [TRAIN, "resume=auto"],
+    [TRAIN, "data.global_batch_size=32", "parallel=pp2_vp2", RAMP_UP.format(8, 24, 10)],
     [TRAIN, "resume=RUN", "trainer.max_steps=9", "parallel=pp2"],
 ]
 
@@ -246,4 +262,5 @@ def test_the_tables_name_keys_that_exist() -> None:
     for read in {read for reads in TASK_READS.values() for read in reads}:
         assert any(key == read or key.startswith(f"{read}.") for key in keys), read
     for named, choice, _ in READ_WITH:
-        assert {*named, choice} <= set(keys)
+        assert choice in keys
+        assert all(any(key == name or key.startswith(f"{name}.") for key in keys) for name in named)

@@ -44,6 +44,7 @@ def data_values(path: Path | str | None, **changes: object) -> dict[str, object]
         "sequence_length": 16,
         "micro_batch_size": 2,
         "global_batch_size": 8,
+        "ramp_up": None,
         "document_boundaries": "ignore",
         "cache_dir": "unused",
         "num_workers": 0,

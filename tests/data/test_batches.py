@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from eellm.config.schema import RampUpConfig
 from eellm.data.batch import GlobalBatch
 from eellm.data.batches import (
     BatchPlan,
@@ -105,6 +106,22 @@ def test_resuming_continues_also_on_another_layout():
     for step in range(3):
         union = {number: tokens for rank in ranks for number, tokens in samples(rank[step]).items()}
         assert union == samples(uninterrupted[3 + step])
+
+
+RAMP = RampUpConfig(start=4, increment=4, samples=30)
+
+
+@pytest.mark.parametrize(("dp", "micro"), [(1, 1), (2, 2), (4, 1)])
+def test_a_growing_batch_is_the_same_on_all_layouts_and_after_a_resume(dp, micro):
+    ends = [0, 4, 8, 12, 20, 32, 48, 64]  # 4 sequences until sample 10, 8 until 20, 12 until 30, then 16
+    windows, order = Windows(), SampleOrder(5, 37)
+    for begin in (0, 1, 4):
+        ranks = [first(batches(dp, micro, dp_rank=rank, ramp_up=RAMP, start=ends[begin]), 7 - begin) for rank in range(dp)]
+        for number, shares in enumerate(zip(*ranks, strict=True), start=begin):
+            found = {sample: tokens for share in shares for sample, tokens in samples(share).items()}
+            expected = range(ends[number], ends[number + 1])
+            assert found == {sample: windows[order(sample)]["tokens"].tolist() for sample in expected}
+            assert sum(share.num_sequences for share in shares) == len(expected)
 
 
 def test_repeat_gives_the_first_batch_again():

@@ -30,4 +30,16 @@ def split_has_both_parts(data: DataConfig, trainer: TrainerConfig, task: TaskCon
         yield Problem("data.split", data.split, "nothing is held out for validation", f"{fix}, or trainer.val_every=0")
 
 
-RULES: list[Callable[..., Problems]] = [corpus_can_be_read, split_has_both_parts]
+def ramp_up_reaches_the_batch_size(data: DataConfig) -> Problems:
+    ramp, final = data.ramp_up, data.global_batch_size
+    if ramp is None:
+        return
+    if ramp.start >= final:
+        reason = f"not below data.global_batch_size={final}, which the ramp leads up to"
+        yield Problem("data.ramp_up.start", ramp.start, reason, "choose less, or data.ramp_up=null")
+    elif (final - ramp.start) % ramp.increment:
+        reason = f"does not lead from {ramp.start} to data.global_batch_size={final} in whole increments"
+        yield Problem("data.ramp_up.increment", ramp.increment, reason, f"choose a divisor of {final - ramp.start}")
+
+
+RULES: list[Callable[..., Problems]] = [corpus_can_be_read, split_has_both_parts, ramp_up_reaches_the_batch_size]

@@ -81,6 +81,18 @@ def microbatches_divide_the_batch(task: TaskConfig, parallel: ParallelConfig, da
         yield Problem("data.global_batch_size", batch, reason, f"data.global_batch_size={enough}")
 
 
+def microbatches_divide_the_ramp_up(task: TaskConfig, parallel: ParallelConfig, data: DataConfig, request: Request) -> Problems:
+    dp, ramp = request.data_parallel(parallel), data.ramp_up
+    if dp is None or ramp is None or task.name not in ("train", "quickstart"):
+        return
+    unit, product = data.micro_batch_size * dp, f"data.micro_batch_size={data.micro_batch_size} x parallel.dp={dp}"
+    if parallel.vp > 1 and parallel.pp > 1:
+        unit, product = unit * parallel.pp, f"{product} x parallel.pp={parallel.pp} (interleaving)"
+    for key, size in {"start": ramp.start, "increment": ramp.increment}.items():
+        if size % unit:
+            yield Problem(f"data.ramp_up.{key}", size, f"not divisible by {product} = {unit}", f"choose a multiple of {unit}")
+
+
 def ranks_fill_the_layout(parallel: ParallelConfig, request: Request) -> Problems:
     if request.world_size is None:
         return
@@ -99,5 +111,6 @@ RULES: list[Callable[..., Problems]] = [
     layers_fill_the_stages,
     schedule_suits_the_stages,
     microbatches_divide_the_batch,
+    microbatches_divide_the_ramp_up,
     ranks_fill_the_layout,
 ]
