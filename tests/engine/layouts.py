@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
+import numpy as np
 import torch
+import torch.distributed as dist
 
+from eellm.config.schema import OptimizerConfig, PrecisionConfig
 from eellm.data.batch import GlobalBatch
 from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
 from eellm.engine.megatron import MegatronEngine
 from eellm.layout import ParallelLayout
 from eellm.mcore.data_parallel import ReductionOptions
 from eellm.mcore.groups import init_groups
+from eellm.mcore.optimizer import MegatronOptimizer
 from eellm.model.objective import HeadWeights, ObjectiveOptions
 from eellm.model.spec import ExitSpec, ModelSpec, plan_stages, tied_stages
 
@@ -88,46 +94,93 @@ def build(case: Case, rank: int) -> Chunks:
     return build_chunks(case.spec, plan, groups, options)
 
 
+def optimizer_of(case: Case, chunks: Chunks) -> MegatronOptimizer:
+    """Adam that clips, as training uses it; fp16 starts with a loss scale whose sums over tokens it can hold."""
+    adam = OptimizerConfig(
+        name="adam",
+        lr=1e-3,
+        beta1=0.9,
+        beta2=0.95,
+        eps=1e-8,
+        momentum=0.0,
+        weight_decay=0.1,
+        clip_grad=1.0,
+        distributed=case.reduction.distributed_optimizer,
+        overlap_grad_reduce=case.reduction.overlap_grad_reduce,
+        overlap_param_gather=case.reduction.overlap_param_gather,
+    )
+    precision = PrecisionConfig(dtype=case.dtype, initial_loss_scale=64.0, loss_scale_window=1000)
+    return MegatronOptimizer(adam, precision, chunks.wrapped, chunks.config)
+
+
+@dataclass
+class Piece:
+    """A parameter on one rank, with its place in the whole. `split` is the dimension that tensor parallelism cuts, or None;
+    `halves` is 2 where each rank holds a part of both halves."""
+
+    name: str
+    tp_rank: int
+    split: int | None
+    halves: int
+    parameter: np.ndarray
+    gradient: np.ndarray
+
+
 def one_step(rank: int, case: Case) -> dict:
-    """Losses, and this rank's parameters and gradients with their place in the whole."""
+    """Losses, this rank's parameters with their gradients, and the gradient norm that the optimizer reports."""
     chunks = build(case, rank)
-    groups = chunks.groups
+    optimizer = optimizer_of(case, chunks)
     engine = MegatronEngine(chunks, case.options)
-    batch = global_batch(case, groups.dp_rank, case.parallel.dp)
+    engine.grad_scale = optimizer.loss_scale
+    batch = global_batch(case, chunks.groups.dp_rank, case.parallel.dp)
     chunks.zero_grad()
+    optimizer.zero_grad()
     losses = engine.run(batch, case.weights)
     validation = engine.run(batch, case.weights, forward_only=True)
-    pieces = []
-    for stage in chunks.stages:
-        for name, parameter in stage.named_parameters():
-            halves = 2 if case.spec.gated and name.endswith("linear_fc1.weight") else 1
-            split = parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None
-            pieces.append(
-                (stage.global_name(name), groups.tp_rank, groups.dp_rank, split, halves, parameter.data, parameter.main_grad)
-            )
-    return {"losses": losses, "validation": validation, "pieces": [tuple(map(_plain, piece)) for piece in pieces]}
+    pieces = [piece for index in range(len(chunks.stages)) for piece in _pieces(case, chunks, index, optimizer.loss_scale())]
+    return {"losses": losses, "validation": validation, "pieces": pieces, "grad_norm": optimizer.step().grad_norm}
 
 
-def _plain(value):
-    return value.detach().float().clone().numpy() if isinstance(value, torch.Tensor) else value
+def _pieces(case: Case, chunks: Chunks, index: int, loss_scale: float) -> Iterator[Piece]:
+    stage = chunks.stages[index]
+    for name, parameter in stage.named_parameters():
+        yield Piece(
+            stage.global_name(name),
+            chunks.groups.tp_rank,
+            parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None,
+            2 if case.spec.gated and name.endswith("linear_fc1.weight") else 1,
+            parameter.detach().float().numpy().copy(),
+            _whole_gradient(chunks, chunks.wrapped[index], parameter).div_(loss_scale).numpy(),
+        )
 
 
-def assemble(results: list[dict], field_: int) -> dict[str, list[torch.Tensor]]:
+def _whole_gradient(chunks: Chunks, wrapped: Any, parameter: Any) -> torch.Tensor:
+    """A copy. With the distributed optimizer each data-parallel rank's gradient is right only on its share of a bucket:
+    the shares put together."""
+    gradient = parameter.main_grad.detach().clone()
+    if wrapped.ddp_config.use_distributed_optimizer:
+        buckets = [bucket for buffer in wrapped.buffers for bucket in buffer.buckets]
+        data = next(bucket.grad_data for bucket in buckets if parameter in bucket.params)
+        place = torch.arange(gradient.numel()) + (parameter.main_grad.storage_offset() - data.storage_offset())
+        mine = place // (data.numel() // chunks.groups.layout.dp) == chunks.groups.dp_rank
+        gradient.view(-1).mul_(mine)
+        dist.all_reduce(gradient, group=chunks.groups.dp)
+    return gradient
+
+
+def assemble(results: list[dict], values: Literal["parameter", "gradient"]) -> dict[str, list[torch.Tensor]]:
     """Global name -> every copy of the whole tensor (several where it is tied or replicated)."""
-    shards: dict[tuple, dict[int, tuple]] = {}
+    shards: dict[tuple, dict[int, Piece]] = {}
     for rank, result in enumerate(results):
         for occurrence, piece in enumerate(result["pieces"]):
-            name, tp_rank, dp_rank = piece[:3]
-            # tensor-parallel ranks are numbered fastest, so ranks that share a shard group are neighbours
-            key = (name, dp_rank, rank - tp_rank, occurrence)
-            shards.setdefault(key, {})[tp_rank] = (piece[3], piece[4], torch.from_numpy(piece[field_]))
+            # tensor-parallel ranks are numbered fastest, so ranks that share a tensor are neighbours
+            shards.setdefault((piece.name, rank - piece.tp_rank, occurrence), {})[piece.tp_rank] = piece
     whole: dict[str, list[torch.Tensor]] = {}
     for (name, *_), parts in shards.items():
-        split, halves, _ = parts[0]
-        tensors = [parts[rank][2] for rank in sorted(parts)]
-        if split is None:
-            whole.setdefault(name, []).extend(tensors)
-        else:
-            stacked = torch.cat([t.unflatten(split, (halves, -1)) for t in tensors], dim=split + 1)
-            whole.setdefault(name, []).append(stacked.flatten(split, split + 1))
+        tensors = [torch.from_numpy(getattr(parts[tp_rank], values)) for tp_rank in sorted(parts)]
+        split, halves = parts[0].split, parts[0].halves
+        if split is not None:
+            stacked = torch.cat([tensor.unflatten(split, (halves, -1)) for tensor in tensors], dim=split + 1)
+            tensors = [stacked.flatten(split, split + 1)]
+        whole.setdefault(name, []).extend(tensors)
     return whole
