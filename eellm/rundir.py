@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,9 @@ class RunDirectory:
 
     @property
     def tokenizer(self) -> Path:
-        return self.path / "tokenizer.json"
+        """tokenizer.json, or SentencePiece's tokenizer.model."""
+        model = self.path / "tokenizer.model"
+        return model if model.exists() else self.path / "tokenizer.json"
 
     @property
     def corpus(self) -> Path:
@@ -87,6 +90,10 @@ class RunDirectory:
     def status(self) -> dict[str, object]:
         """state, error, started and updated (seconds since the epoch), fingerprint; empty where there is no run."""
         return json.loads(self.status_file.read_text(encoding="utf-8")) if self.status_file.exists() else {}
+
+    def keep_tokenizer(self, file: Path) -> None:
+        """Copy a tokenizer's file into the run, which then needs no other."""
+        shutil.copyfile(file, self.path / f"tokenizer{file.suffix}")
 
     def write_metrics(self, metrics: dict[str, float]) -> None:
         """Write metrics.json: the run's final scalars."""

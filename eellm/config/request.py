@@ -41,7 +41,7 @@ READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
     (("loss_weights.steps",), "loss_weights.kind", ("warmup", "cooldown", "rotating")),
     (("optimizer.momentum",), "optimizer.name", ("sgd",)),
     (("optimizer.beta1", "optimizer.beta2", "optimizer.eps"), "optimizer.name", ("adam",)),
-    (("tokenizer.path",), "tokenizer.kind", ("file",)),
+    (("tokenizer.path", "tokenizer.end_of_document"), "tokenizer.kind", ("file",)),
     (("tokenizer.vocab_size", "tokenizer.train_megabytes"), "tokenizer.kind", ("byte_bpe",)),
     (("data.path", "data.pattern"), "data.source", ("text", "jsonl")),
     (("data.text_field",), "data.source", ("jsonl",)),

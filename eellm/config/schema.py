@@ -174,11 +174,13 @@ class DataConfig(Node):
 
 class TokenizerConfig(Node):
     kind: Literal["byte_bpe", "file"]
-    """`byte_bpe`: trained on the corpus, cached by content; `file`: a tokenizer.json."""
+    """`byte_bpe`: trained on the corpus, cached by content; `file`: read from `path`."""
     vocab_size: Annotated[int, Field(ge=260)] | None
     """Vocabulary of a trained tokenizer."""
     path: str | None
-    """tokenizer.json for `file`."""
+    """For `file`: tokenizer.json, SentencePiece's .model, GPT-2's vocab.json (merges.txt beside it), or a folder with one."""
+    end_of_document: str | None
+    """For `file`: the entry that ends a document; null = a known one (<|endoftext|>, </s>, ...), or else one more entry."""
     train_megabytes: Positive
     """Text used to train the tokenizer."""
 

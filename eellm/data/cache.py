@@ -34,12 +34,12 @@ def cache_key(*parts: object) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that is there whole or not at all."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file that is there whole or not at all; text as UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
     # mkstemp's files are for the owner alone; a cache may be shared
     os.chmod(temporary, 0o644)
     os.replace(temporary, path)

@@ -19,7 +19,8 @@ from eellm.config.schema import Config, DataConfig
 from eellm.data.cache import cache_key, cache_root, new_folder, write_atomically
 from eellm.data.split import split_documents
 from eellm.data.text import Document, documents, fingerprint
-from eellm.data.tokenizer import Tokenizer, all_cores, content_key, prepare_tokenizer
+from eellm.data.tokenizer import Tokenizer, content_key
+from eellm.data.tokenizer_files import prepare_tokenizer
 from eellm.errors import DataError
 
 if TYPE_CHECKING:
@@ -184,8 +185,7 @@ def _tokenise(data: DataConfig, tokenizer: Tokenizer, folder: Path) -> None:
                 reported = time.monotonic()
                 logger.info("tokenised %d documents, %.1f million tokens", len(lengths), sum(lengths) / 1e6)
 
-    with all_cores():
-        write_documents(folder / "tokens", tokens(), tokenizer.vocab_size)
+    write_documents(folder / "tokens", tokens(), tokenizer.vocab_size)
     np.save(folder / "hashes.npy", np.frombuffer(b"".join(hashes), dtype="<u8"))
     np.save(folder / "lengths.npy", np.asarray(lengths, dtype=np.int64))
 

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from eellm.config.schema import DecodingConfig
-from eellm.data.tokenizer import TextStream, Tokenizer
+from eellm.data.text_stream import TextStream
+from eellm.data.tokenizer import Tokenizer
 from eellm.decoding.decoder import Decoder, Request, Token
 
 StopReason = Literal["eos", "length", "stop"]

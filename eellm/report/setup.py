@@ -65,20 +65,16 @@ def read_setup(record: RunRecord) -> Setup | None:
         config = Config.model_validate(record.config)
     except ValidationError:
         return None
-    vocab_size = config.model.vocab_size or tokenizer_size(record.run_dir / "tokenizer.json") or config.tokenizer.vocab_size
+    vocab_size = config.model.vocab_size or corpus_vocabulary(record.run_dir / "corpus.json") or config.tokenizer.vocab_size
     if vocab_size is None:
         return None
     spec, layout = build_spec(config, vocab_size), build_layout(config)
     return Setup(config, spec, layout, plan_stages(spec, layout, config.parallel.layers_per_stage, config.exits.boundary))
 
 
-def tokenizer_size(path: Path) -> int | None:
-    """Entries of a tokenizer.json; None where there is no file."""
-    if not path.exists():
-        return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    added = [token["id"] for token in content.get("added_tokens", [])]
-    return 1 + max([*content["model"]["vocab"].values(), *added])
+def corpus_vocabulary(path: Path) -> int | None:
+    """Entries of the tokenizer that made the run's corpus; None where there is no corpus.json."""
+    return json.loads(path.read_text(encoding="utf-8"))["vocab_size"] if path.exists() else None
 
 
 def trained_steps(record: RunRecord) -> int:

@@ -6,7 +6,7 @@ import sys
 
 from eellm.benchmark.figure import Figure, layout_name
 from eellm.config.schema import Config
-from eellm.data.tokenizer import Tokenizer
+from eellm.data.tokenizer_files import load_tokenizer
 from eellm.errors import ConfigError, Problem
 from eellm.mcore.groups import Groups
 from eellm.tasks.context import TaskContext
@@ -54,7 +54,7 @@ def vocab_size(config: Config) -> int:
         assert tokenizer.vocab_size is not None, "checked with the config"
         return tokenizer.vocab_size
     assert tokenizer.path is not None, "checked with the config"
-    return Tokenizer.load(tokenizer.path).vocab_size
+    return load_tokenizer(tokenizer.path, tokenizer.end_of_document).vocab_size
 
 
 def show(context: TaskContext, title: str, figures: list[Figure]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ def prepare(context: TaskContext) -> None:
     """Tokenise the corpus, or find it in the cache; ranks open it by what is written here."""
     corpus = prepare_corpus(context.config)
     corpus.save(context.run.corpus)
-    shutil.copyfile(corpus.tokenizer, context.run.tokenizer)
+    context.run.keep_tokenizer(Path(corpus.tokenizer))
 
 
 def run(context: TaskContext) -> dict[str, float]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from eellm.config.schema import Config
 from eellm.data.tokenizer import Tokenizer
+from eellm.data.tokenizer_files import load_tokenizer
 from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
 from eellm.errors import CheckpointError
 from eellm.mcore.checkpoint import load_stages
@@ -25,7 +26,7 @@ def checkpoint_folder(config: Config) -> Path:
 
 def trained_tokenizer(config: Config) -> Tokenizer:
     assert config.checkpoint is not None
-    return Tokenizer.load(locate(config.checkpoint)[0].tokenizer)
+    return load_tokenizer(locate(config.checkpoint)[0].tokenizer, config.tokenizer.end_of_document)
 
 
 def with_trained_tokenizer(config: Config) -> Config:

@@ -33,6 +33,8 @@ WORDS = [
     "deep",
 ]
 
+UNICODE = "plain ascii, naïve, 日本語, 🙂👩‍👩‍👧, \t\n\r\n é\u0301 \u202e and <|endoftext|> spelled out"
+
 
 def data_values(path: Path | str | None, **changes: object) -> dict[str, object]:
     return {
@@ -61,7 +63,7 @@ def data_config(tmp_path: Path) -> Callable[..., DataConfig]:
 
 @pytest.fixture
 def tokenizer_config() -> TokenizerConfig:
-    return TokenizerConfig(kind="byte_bpe", vocab_size=300, path=None, train_megabytes=1.0)
+    return TokenizerConfig(kind="byte_bpe", vocab_size=300, path=None, end_of_document=None, train_megabytes=1.0)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from eellm.data import corpus as module
 from eellm.data.corpus import Corpus, prepare_corpus
 from eellm.data.text import documents
-from eellm.data.tokenizer import Tokenizer, prepare_tokenizer
+from eellm.data.tokenizer_files import load_tokenizer, prepare_tokenizer
 from eellm.errors import DataError
 from eellm.mcore.datasets import open_documents, write_documents
 
@@ -22,7 +22,7 @@ def contents(corpus: Corpus) -> list[list[int]]:
 def test_stored_documents_are_the_encoded_texts(run_config, text_folder):
     config = run_config(text_folder)
     corpus = prepare_corpus(config)
-    tokenizer = Tokenizer.load(corpus.tokenizer)
+    tokenizer = load_tokenizer(corpus.tokenizer)
     expected = [[*tokenizer.encode(text), tokenizer.eod_id] for _, text in documents(config.data)]
     assert contents(corpus) == expected
     assert (corpus.num_documents, corpus.num_tokens) == (len(expected), sum(map(len, expected)))

@@ -10,7 +10,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from eellm.config.schema import DecodingConfig
-from eellm.data.tokenizer import END_OF_DOCUMENT, Tokenizer
+from eellm.data.hugging_face_tokenizer import HuggingFaceTokenizer
+from eellm.data.tokenizer import END_OF_DOCUMENT
 from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.generation import Generation, Stops, generate_text
 from eellm.model.spec import ModelSpec
@@ -21,7 +22,7 @@ COUNT = 30
 
 
 @functools.cache
-def tokenizer() -> Tokenizer:
+def tokenizer() -> HuggingFaceTokenizer:
     """Bytes, the end of a document, and a few merges."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -33,7 +34,7 @@ def tokenizer() -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(["the cat and the hat and the bat"], trainer)
-    return Tokenizer(backend)
+    return HuggingFaceTokenizer(backend)
 
 
 def text_spec() -> ModelSpec:
@@ -51,7 +52,7 @@ def generate(rank: int, calls: list[tuple[str, DecodingConfig, int | None]]) -> 
     decoder = Decoder(build(spec_), policy(spec_, "max_probability", 0.3), DecoderOptions())
     generations = []
     for prompt, config_, eos in calls:
-        own = Tokenizer(tokenizer()._backend)
+        own = HuggingFaceTokenizer(tokenizer()._backend)
         own.eod_id = own.eod_id if eos is None else eos
         generations.append(generate_text(decoder, own, prompt, config_, seed=1))
     return generations

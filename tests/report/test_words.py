@@ -110,8 +110,8 @@ def test_the_model_and_its_layout_in_words(tmp_path):
     assert title_words(single) == "8 layers, exit after 4"
 
 
-def test_the_tokenizer_of_the_run_gives_the_vocabulary(tmp_path):
-    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2}]}')
+def test_the_corpus_of_the_run_gives_the_vocabulary(tmp_path):
+    (tmp_path / "corpus.json").write_text('{"vocab_size": 3}')
     assert read_setup(record_of(tmp_path)).spec.vocab_size == 3
 
 

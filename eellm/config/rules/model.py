@@ -75,9 +75,9 @@ def positions_cover_the_sequence(model: ModelConfig, data: DataConfig) -> Proble
 
 def vocabulary_holds_the_tokenizer(model: ModelConfig, tokenizer: TokenizerConfig) -> Problems:
     if tokenizer.kind == "file" and tokenizer.path is None:
-        yield Problem("tokenizer.path", None, "tokenizer.kind=file reads a file", "tokenizer.path=<tokenizer.json>")
-    if tokenizer.kind == "file" and tokenizer.path is not None and not Path(tokenizer.path).expanduser().is_file():
-        yield Problem("tokenizer.path", tokenizer.path, "there is no such file", "give the path of a tokenizer.json")
+        yield Problem("tokenizer.path", None, "tokenizer.kind=file reads a file", "tokenizer.path=<file or folder>")
+    if tokenizer.kind == "file" and tokenizer.path is not None and not Path(tokenizer.path).expanduser().exists():
+        yield Problem("tokenizer.path", tokenizer.path, "there is no such file or folder", "give the path of a tokenizer")
     if tokenizer.kind == "byte_bpe" and tokenizer.vocab_size is None:
         yield Problem("tokenizer.vocab_size", None, "a trained tokenizer needs a size", "tokenizer.vocab_size=2048")
     if tokenizer.kind == "byte_bpe" and (model.vocab_size or 2**62) < (tokenizer.vocab_size or 0):
