@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -47,6 +50,19 @@ class CheckpointError(UserError):
 
 class DataError(UserError):
     """A corpus or tokenizer cannot be read or is not what it should be."""
+
+
+class WriteError(UserError):
+    """A file cannot be written: names it and the system's reason (no space left, read-only, not a directory)."""
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn the system's refusal to write `path` into a WriteError."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}.") from error
 
 
 class MissingExtra(UserError):

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from eellm.config.compose import fingerprint, to_yaml
 from eellm.config.schema import Config
-from eellm.errors import CheckpointError
-from eellm.rundir import RunDirectory, locate, unfinished
+from eellm.rundir import RunDirectory, unfinished, whole_checkpoint
 
 
 def open_run(config: Config, fresh: Path, overrides: list[str]) -> tuple[Config, RunDirectory]:
@@ -15,15 +14,13 @@ def open_run(config: Config, fresh: Path, overrides: list[str]) -> tuple[Config,
 
     `fresh` is where a new run goes; `resume=auto` looks beside it for the newest
     unfinished run with the same fingerprint. In the returned config `resume` is a path, or None for a new run.
-    Raises CheckpointError where there is nothing to resume from.
+    Raises CheckpointError where there is nothing whole to resume from.
     """
     if config.resume == "auto":
         found = unfinished(fresh.parent, fingerprint(config))
         config = config.model_copy(update={"resume": None if found is None else str(found.path)})
     if config.resume is None:
         return config, RunDirectory.create(fresh, to_yaml(config), overrides, fingerprint(config))
-    run, step = locate(config.resume)
-    if step is None:
-        raise CheckpointError(f"resume={config.resume}: the run has no checkpoint yet: looked for checkpoints/step_*.")
+    run, _ = whole_checkpoint("resume", config.resume)
     run.describe(to_yaml(config), overrides, fingerprint(config))
     return config, run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -11,11 +12,22 @@ from pathlib import Path
 from typing import Literal
 
 from eellm.data.cache import write_atomically
-from eellm.errors import CheckpointError
+from eellm.errors import CheckpointError, WriteError
+from eellm.manifest import fault, listing
 
 State = Literal["running", "done", "failed", "preempted"]
 
 _STEP = re.compile(r"step_(\d+)")
+
+
+def step_name(step: int) -> str:
+    """Name of a checkpoint's folder."""
+    return f"step_{step:07d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """Inverse of `step_name`."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 @dataclass(frozen=True)
@@ -82,14 +94,21 @@ class RunDirectory:
         self.write_status("running")
 
     def write_status(self, state: State, error: str | None = None) -> None:
-        """`error` is what went wrong, for `failed` and `preempted`."""
+        """`error` is what went wrong, for `failed` and `preempted`; where even that cannot be written it goes unsaid here,
+        since the error at hand matters more. Raises WriteError for the other states."""
         now = time.time()
         started = {"started": now} if state == "running" else {}
-        self._update_status({"state": state, "error": error, "updated": now, **started})
+        unwritable = contextlib.suppress(WriteError) if error is not None else contextlib.nullcontext()
+        with unwritable:
+            self._update_status({"state": state, "error": error, "updated": now, **started})
 
     def status(self) -> dict[str, object]:
-        """state, error, started and updated (seconds since the epoch), fingerprint; empty where there is no run."""
-        return json.loads(self.status_file.read_text(encoding="utf-8")) if self.status_file.exists() else {}
+        """state, error, started and updated (seconds since the epoch), fingerprint; empty where no run has written one."""
+        try:
+            status = json.loads(self.status_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return status if isinstance(status, dict) else {}
 
     def keep_tokenizer(self, file: Path) -> None:
         """Copy a tokenizer's file into the run, which then needs no other."""
@@ -102,7 +121,7 @@ class RunDirectory:
     def steps(self) -> list[Path]:
         """Checkpoint folders, oldest first. A checkpoint has its final name only once it is whole."""
         folders = self.checkpoints.glob("step_*") if self.checkpoints.is_dir() else []
-        return sorted((folder for folder in folders if _STEP.fullmatch(folder.name)), key=lambda folder: int(folder.name[5:]))
+        return sorted((folder for folder in folders if _STEP.fullmatch(folder.name)), key=step_of)
 
     def _update_status(self, facts: dict[str, object]) -> None:
         write_atomically(self.status_file, json.dumps({**self.status(), **facts}, indent=2) + "\n")
@@ -112,19 +131,36 @@ def locate(given: str) -> tuple[RunDirectory, Path | None]:
     """The run that a path names, and its newest checkpoint, or the one that the path itself names.
 
     The path may be a run directory, its checkpoints/ folder or one step folder. Raises CheckpointError where there is no
-    run; a run without any checkpoint gives None.
+    run; a run without any checkpoint gives None. Whether the checkpoint is whole is `whole_checkpoint`'s business.
     """
     path = Path(given).expanduser()
     if not path.is_dir():
-        raise CheckpointError(f"{given}: there is no such directory. Give a run directory, e.g. outputs/train/default/<time>.")
+        what = "it is a file" if path.exists() else "there is no such directory"
+        raise CheckpointError(f"{given}: {what}. Give a run directory, e.g. outputs/train/default/<time>.")
     step = path if _STEP.fullmatch(path.name) else None
     root = path.parent if step is not None else path
     run = RunDirectory(root.parent if root.name == "checkpoints" else root)
     if not run.config.is_file():
-        found = ", ".join(sorted(entry.name for entry in run.path.iterdir())[:8]) or "nothing"
-        raise CheckpointError(f"{given}: not a run directory: looked for {run.config}, found {found}.")
+        raise CheckpointError(f"{given}: not a run directory: looked for {run.config}, found {listing(run.path)}.")
     steps = run.steps()
     return run, step or (steps[-1] if steps else None)
+
+
+def whole_checkpoint(key: str, given: str) -> tuple[RunDirectory, Path]:
+    """The run and the checkpoint that `key=given` names (`checkpoint` or `resume`; see `locate`), with all its files.
+
+    Raises CheckpointError saying what was looked for and found, and which older checkpoint is whole.
+    """
+    run, step = locate(given)
+    if step is None:
+        found = listing(run.checkpoints) if run.checkpoints.is_dir() else "nothing"
+        raise CheckpointError(f"{key}={given}: the run has no checkpoint: looked for {run.checkpoints}/step_*, found {found}.")
+    wrong = fault(step)
+    if wrong is None:
+        return run, step
+    older = [other for other in run.steps() if step_of(other) < step_of(step) and fault(other) is None]
+    fix = f" The newest whole checkpoint before it: {key}={older[-1]}" if older else " No older checkpoint is whole."
+    raise CheckpointError(f"{key}={given}: {wrong}.{fix}")
 
 
 def unfinished(siblings: Path, fingerprint: str) -> RunDirectory | None:
@@ -132,4 +168,4 @@ def unfinished(siblings: Path, fingerprint: str) -> RunDirectory | None:
     runs = [RunDirectory(path.parent) for path in siblings.glob("*/status.json")]
     open_runs = [run for run in runs if run.status().get("fingerprint") == fingerprint and run.status().get("state") != "done"]
     resumable = [run for run in open_runs if run.steps()]
-    return max(resumable, key=lambda run: float(str(run.status()["started"])), default=None)
+    return max(resumable, key=lambda run: float(str(run.status().get("started", 0))), default=None)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from eellm.config.compose import compose, to_yaml
+from eellm.manifest import write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +29,7 @@ def saved_run(tmp_path: Path) -> Path:
     """A run directory as training leaves it, as far as configs are concerned: exits after 1 and 3 of 4 layers."""
     run = tmp_path / "outputs" / "train" / "default" / "2026-01-31_12-00-00"
     (run / "checkpoints" / "step_0000002").mkdir(parents=True)
+    write_manifest(run / "checkpoints" / "step_0000002")
     (run / "config.yaml").write_text(_saved_yaml())
     return run
 

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from eellm.config.compose import compose, from_yaml
 from eellm.errors import CheckpointError
+from eellm.manifest import MANIFEST, write_manifest
 from eellm.resume import open_run
-from eellm.rundir import RunDirectory, locate, unfinished
+from eellm.rundir import RunDirectory, locate, step_name, unfinished, whole_checkpoint
+
+
+def checkpoint(run: RunDirectory, step: int) -> Path:
+    """As small as a whole checkpoint can be."""
+    folder = run.checkpoints / step_name(step)
+    folder.mkdir(parents=True)
+    (folder / "__0_0.distcp").write_bytes(b"weights")
+    write_manifest(folder)
+    return folder
 
 
 def new(path: Path, fingerprint: str = "f", state: str = "failed", steps: tuple[int, ...] = ()) -> RunDirectory:
     run = RunDirectory.create(path, "name: x\n", ["seed=1"], fingerprint)
     for step in steps:
-        (run.checkpoints / f"step_{step:07d}").mkdir(parents=True)
+        checkpoint(run, step)
     run.write_status(state)  # type: ignore[arg-type]
     return run
 
@@ -76,7 +88,7 @@ def test_resume_auto_starts_fresh_and_then_continues(tmp_path: Path) -> None:
     first_config, first = open_run(config, tmp_path / "1", ["task=train", "resume=auto"])
     assert first_config.resume is None
     first.write_status("preempted", "interrupted")
-    (first.checkpoints / "step_0000001").mkdir(parents=True)
+    checkpoint(first, 1)
     longer = compose(["task=train", "resume=auto", "trainer.val_every=9"])
     again_config, again = open_run(longer, tmp_path / "2", ["task=train", "resume=auto", "trainer.val_every=9"])
     assert again == first
@@ -92,6 +104,51 @@ def test_resuming_needs_a_checkpoint(saved_run: Path, tmp_path: Path) -> None:
     config = compose(["task=train", f"resume={saved_run}"])
     opened, run = open_run(config, tmp_path / "new", [])
     assert (opened.resume, run.path) == (str(saved_run), saved_run)
-    (saved_run / "checkpoints" / "step_0000002").rmdir()
-    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+    shutil.rmtree(saved_run / "checkpoints" / "step_0000002")
+    with pytest.raises(CheckpointError, match=r"no checkpoint: looked for .*step_.*, found nothing"):
         open_run(config, tmp_path / "new", [])
+
+
+BROKEN = {
+    "cut": (lambda step: (step / "__0_0.distcp").write_bytes(b"weig"), "__0_0.distcp has 4 bytes instead of 7"),
+    "empty": (lambda step: (step / "__0_0.distcp").write_bytes(b""), "__0_0.distcp has 0 bytes instead of 7"),
+    "lost": (lambda step: (step / "__0_0.distcp").unlink(), "looked for .*__0_0.distcp, found eellm.json"),
+    "manifest": (lambda step: (step / MANIFEST).write_text('{"form'), "eellm.json cannot be read"),
+    "foreign": (lambda step: (step / MANIFEST).unlink(), "not a whole checkpoint of eellm: looked for .*eellm.json, found __0_0"),
+    "format": (
+        lambda step: (step / MANIFEST).write_text(json.dumps({"format": 99, "files": {}})),
+        "says format 99; .* reads format",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_checkpoint_is_refused_and_the_whole_one_before_it_named(how: str, tmp_path: Path) -> None:
+    run = new(tmp_path / "a", steps=(100, 200, 300, 400))
+    damage, words = BROKEN[how]
+    older, *_, newest = run.steps()
+    damage(newest)
+    damage(run.steps()[-2])
+    shutil.rmtree(older)
+    with pytest.raises(
+        CheckpointError, match=rf"resume={run.path}: .*{words}.* before it: resume={run.checkpoints}/step_0000200$"
+    ):
+        whole_checkpoint("resume", str(run.path))
+    assert whole_checkpoint("resume", f"{run.checkpoints}/step_0000200")[1].name == "step_0000200"
+    damage(run.checkpoints / "step_0000200")
+    with pytest.raises(CheckpointError, match="No older checkpoint is whole"):
+        whole_checkpoint("checkpoint", str(run.path))
+
+
+def test_a_file_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"model\.pt: it is a file\. Give a run directory"):
+        whole_checkpoint("checkpoint", str(tmp_path / "model.pt"))
+
+
+def test_resume_auto_passes_over_folders_that_are_no_runs(tmp_path: Path) -> None:
+    expected = new(tmp_path / "run", steps=(1,))
+    for name, status in (("cut", '{"state": "run'), ("other", "[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "status.json").write_text(status)
+    assert unfinished(tmp_path, "f") == expected

@@ -17,7 +17,7 @@ from eellm.config.request import FROM_CHECKPOINT, Request, typed_value
 from eellm.config.schema import Config
 from eellm.config.validate import check
 from eellm.errors import CheckpointError, ConfigError, Problem
-from eellm.rundir import locate
+from eellm.rundir import locate, whole_checkpoint
 
 _MAY_CHANGE_ON_RESUME = (
     *("parallel", "schedule", "precision", "trainer", "optimizer", "lr_schedule", "loss_weights", "logger", "debug"),
@@ -133,9 +133,7 @@ def _with_saved_run(values: dict[str, Any], request: Request) -> tuple[dict[str,
     task = values["task"].get("name") if isinstance(values.get("task"), dict) else None
     checkpoint, resume = values.get("checkpoint"), values.get("resume")
     if task in ("evaluate", "generate") and isinstance(checkpoint, str) and resume is None:
-        _, step = locate(checkpoint)
-        if step is None:
-            raise CheckpointError(f"{checkpoint}: the run has no checkpoint: looked for checkpoints/step_*.")
+        whole_checkpoint("checkpoint", checkpoint)
         return with_checkpoint(values, saved_values(checkpoint), request), []
     if task == "train" and isinstance(resume, str) and resume != "auto" and checkpoint is None:
         merged = _with_overrides(saved_values(resume), values, request)

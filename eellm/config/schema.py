@@ -240,6 +240,8 @@ class TrainerConfig(Node):
     """Steps between checkpoints; 0 = only at the end."""
     keep_checkpoints: Count
     """Newest checkpoints kept."""
+    checkpoint_async: bool
+    """Write checkpoints in a process of their own while training goes on."""
     recompute: Literal["none", "selective", "full"]
     """Recompute nothing, attention, or whole layers in the backward pass."""
     loss_chunk: Count

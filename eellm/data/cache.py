@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from eellm.config.schema import DataConfig
-from eellm.errors import DataError
+from eellm.errors import DataError, writing
 
 
 def cache_root(data: DataConfig) -> Path:
@@ -35,28 +35,37 @@ def cache_key(*parts: object) -> str:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file that is there whole or not at all; text as UTF-8."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-    # mkstemp's files are for the owner alone; a cache may be shared
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    """Write a file that is there whole or not at all; text as UTF-8. Raises WriteError."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+            # mkstemp's files are for the owner alone; a cache may be shared
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except OSError:
+            os.unlink(temporary)
+            raise
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill; it becomes `path` on leaving, unless another process was first or filling it failed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
+    """A temporary folder to fill; it becomes `path` on leaving, unless another process was first or filling it failed.
+
+    An OSError while it is filled counts as one of writing: WriteError.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         try:
-            os.rename(temporary, path)
-        except OSError:
-            if not path.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            yield temporary
+            temporary.chmod(0o755)
+            try:
+                os.rename(temporary, path)
+            except OSError:
+                if not path.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -14,6 +14,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from eellm.config.schema import OptimizerConfig, PrecisionConfig
 from eellm.mcore.cpu import cpu_stand_ins
+from eellm.mcore.optimizer_state import initialise_states, loaded_form, saved_form
 from eellm.mcore.parts import DTYPES, TransformerConfig
 
 # the only distributed format that another pipeline layout can load
@@ -56,6 +57,8 @@ class MegatronOptimizer:
             self._optimizer = get_megatron_optimizer(settings, wrapped)
         for group in self.param_groups:  # mcore leaves this to its own scheduler
             group["weight_decay"] = optimizer.weight_decay * group["wd_mult"]
+        self._fp32_model = dtype == "fp32"
+        self._template: dict[str, Any] | None = None
         config.grad_scale_func = self._optimizer.scale_loss
 
     @property
@@ -83,20 +86,20 @@ class MegatronOptimizer:
     def sharded_state(self, model_state: dict[str, Any], is_loading: bool) -> dict[str, Any]:
         """megatron-core's global view of the optimizer states, in terms of the model's (`Stage.sharded_state_dict`)."""
         with cpu_stand_ins():
-            if is_loading:
-                for part in self._distributed_parts():
-                    if (
-                        not part.optimizer.state
-                    ):  # mcore reads the states' shapes, which torch's optimizers make in their first step
-                        part._init_optimizer_states_with_dummy_values()
-            return self._optimizer.sharded_state_dict(model_state, is_loading=is_loading, metadata=CHECKPOINT_METADATA)
+            for part in self._parts():
+                initialise_states(part.optimizer)
+            state = self._optimizer.sharded_state_dict(model_state, is_loading=is_loading, metadata=CHECKPOINT_METADATA)
+        self._template = state if is_loading else None
+        return saved_form(state, self._fp32_model)
 
     @torch.no_grad()
-    def load_state(self, state: Any) -> None:
-        """Take what `sharded_state` described and a checkpoint filled in."""
+    def load_state(self, saved: dict[str, Any]) -> None:
+        """Take what `sharded_state` described and a checkpoint filled in; the model's weights are loaded before."""
+        assert self._template is not None
+        state, self._template = loaded_form(self._template, saved, self._fp32_model), None
         with cpu_stand_ins(), contextlib.ExitStack() as stack:
             for part in self._distributed_parts():
-                stack.enter_context(_step_in_parameter_state(part))
+                stack.enter_context(_completed_parameter_states(part, self._fp32_model))
             self._optimizer.load_state_dict(state)
             for part in self._distributed_parts():
                 for parameter_state in part.optimizer.state.values():
@@ -104,18 +107,31 @@ class MegatronOptimizer:
                     if "step" in parameter_state:
                         parameter_state["step"] = parameter_state["step"].clone()
 
+    def reload_parameters(self) -> None:
+        """Follow the model after its weights were loaded without the optimizer's states."""
+        with cpu_stand_ins():
+            self._optimizer.reload_model_params()
+
+    def _parts(self) -> list[Any]:
+        return getattr(self._optimizer, "chained_optimizers", [self._optimizer])
+
     def _distributed_parts(self) -> list[DistributedOptimizer]:
-        parts = getattr(self._optimizer, "chained_optimizers", [self._optimizer])
-        return [part for part in parts if isinstance(part, DistributedOptimizer)]
+        return [part for part in self._parts() if isinstance(part, DistributedOptimizer)]
 
 
-def _step_in_parameter_state(part: DistributedOptimizer) -> contextlib.AbstractContextManager:
-    """While loading: torch's Adam keeps `step` in each parameter's state, which mcore 0.16 saves per group and then misses."""
+def _completed_parameter_states(part: DistributedOptimizer, fp32_model: bool) -> contextlib.AbstractContextManager:
+    """While loading: supply what a checkpoint has elsewhere.
+
+    torch's Adam keeps `step` in each parameter's state, which mcore saves per group and then misses; the main parameters
+    of an fp32 model are views of its weights, and loaded with them.
+    """
     set_states = part._set_main_param_and_optimizer_states
 
-    def with_step(parameter: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
+    def with_rest(parameter: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
         group, order = part.model_param_group_index_map[parameter]
-        state = part.optimizer.state[part.optimizer.param_groups[group]["params"][order]]
-        set_states(parameter, {"step": state["step"], **tensors} if "step" in state else tensors)
+        main = part.optimizer.param_groups[group]["params"][order]
+        state = part.optimizer.state[main]
+        step = {"step": state["step"]} if "step" in state else {}
+        set_states(parameter, {**step, **tensors, **({"param": main} if fp32_model else {})})
 
-    return mock.patch.object(part, "_set_main_param_and_optimizer_states", with_step)
+    return mock.patch.object(part, "_set_main_param_and_optimizer_states", with_rest)

@@ -1,13 +1,18 @@
-"""The sinks that write into the run directory: metrics.jsonl (the record), metrics.csv (its mirror), tables."""
+"""The sinks that write into the run directory: metrics.jsonl (the record), metrics.csv (its mirror), tables.
+
+What the system refuses to write is raised as a WriteError.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from eellm.errors import writing
 from eellm.metrics.rows import Row, encode_row, read_rows, rewrite_rows, rows_until
 from eellm.metrics.sink import Sink
 from eellm.metrics.tables import TableRow, cell_text, columns_of, write_table
@@ -21,14 +26,17 @@ class JsonlSink(Sink):
     """
 
     def __init__(self, path: Path, resume_step: int | None = None):
-        rewrite_rows(path, rows_until(read_rows(path), resume_step))
-        self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        self._path = path
+        with writing(path):
+            rewrite_rows(path, rows_until(read_rows(path), resume_step))
+            self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
 
     def log(self, row: Row) -> None:
-        self._file.write(encode_row(row) + "\n")
+        with writing(self._path):
+            self._file.write(encode_row(row) + "\n")
 
     def close(self, final: dict[str, float], status: str) -> None:
-        self._file.close()
+        _close(self._file)
 
 
 class CsvSink(Sink):
@@ -40,17 +48,19 @@ class CsvSink(Sink):
     def __init__(self, path: Path, rows: Sequence[Row] = ()):
         self._path = path
         self._columns = columns_of(rows)
-        write_table(path, rows)
-        self._file = self._append()
+        with writing(path):
+            write_table(path, rows)
+            self._file = self._append()
 
     def log(self, row: Row) -> None:
         new = [name for name in row if name not in self._columns]
-        if new:
-            self._widen(new)
-        self._writer(self._file).writerow([cell_text(row.get(name)) for name in self._columns])
+        with writing(self._path):
+            if new:
+                self._widen(new)
+            self._writer(self._file).writerow([cell_text(row.get(name)) for name in self._columns])
 
     def close(self, final: dict[str, float], status: str) -> None:
-        self._file.close()
+        _close(self._file)
 
     def _append(self) -> TextIO:
         return open(self._path, "a", buffering=1, newline="", encoding="utf-8")
@@ -79,4 +89,12 @@ class TableSink(Sink):
         self._run_dir = run_dir
 
     def table(self, name: str, rows: Sequence[TableRow]) -> None:
-        write_table(self._run_dir / f"{name}.csv", rows)
+        path = self._run_dir / f"{name}.csv"
+        with writing(path):
+            write_table(path, rows)
+
+
+def _close(file: TextIO) -> None:
+    """A row that could not be written is still in the file's buffer, and closing tries again: it was reported when it failed."""
+    with contextlib.suppress(OSError):
+        file.close()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import torch
 
 from eellm.data.corpus import Corpus, prepare_corpus
 from eellm.metrics.recorder import Recorder
-from eellm.rundir import locate
+from eellm.rundir import step_of, whole_checkpoint
 from eellm.tasks.context import TaskContext
 from eellm.tasks.session import Plan, groups_of, process_group, recording
 
@@ -28,13 +27,13 @@ def run(context: TaskContext) -> dict[str, float]:
 
 
 def resume_checkpoint(context: TaskContext) -> Path | None:
-    return None if context.config.resume is None else locate(context.config.resume)[1]
+    return None if context.config.resume is None else whole_checkpoint("resume", context.config.resume)[1]
 
 
 def resume_step(context: TaskContext) -> int | None:
     """Step of the checkpoint that a resumed run begins with."""
     checkpoint = resume_checkpoint(context)
-    return None if checkpoint is None else int(re.sub(r"\D", "", checkpoint.name))
+    return None if checkpoint is None else step_of(checkpoint)
 
 
 def train(context: TaskContext, recorder: Recorder, device: torch.device) -> dict[str, float]:

@@ -8,20 +8,16 @@ from eellm.config.schema import Config
 from eellm.data.tokenizer import Tokenizer
 from eellm.data.tokenizer_files import load_tokenizer
 from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
-from eellm.errors import CheckpointError
 from eellm.mcore.checkpoint import load_stages
 from eellm.mcore.groups import Groups
-from eellm.rundir import locate
+from eellm.rundir import locate, whole_checkpoint
 from eellm.tasks.session import Plan
 
 
 def checkpoint_folder(config: Config) -> Path:
-    """The checkpoint that `checkpoint=` names. Raises CheckpointError where there is none."""
+    """The checkpoint that `checkpoint=` names. Raises CheckpointError where there is none that is whole."""
     assert config.checkpoint is not None
-    _, step = locate(config.checkpoint)
-    if step is None:
-        raise CheckpointError(f"checkpoint={config.checkpoint}: the run has no checkpoint: looked for checkpoints/step_*.")
-    return step
+    return whole_checkpoint("checkpoint", config.checkpoint)[1]
 
 
 def trained_tokenizer(config: Config) -> Tokenizer:

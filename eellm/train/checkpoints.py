@@ -1,48 +1,59 @@
-"""When checkpoints are written and how many are kept."""
+"""When checkpoints are written, and how many are kept."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 
 from eellm.config.schema import TrainerConfig
+from eellm.mcore.checkpoint_writer import CheckpointWriter
+from eellm.rundir import RunDirectory, step_name, step_of
 from eellm.train.module import EarlyExitModule
 
 
-def checkpoint_name(step: int) -> str:
-    return f"step_{step:07d}"
+class Checkpoints(Checkpoint):
+    """Every `checkpoint_every` steps and at the end. All ranks take part in every call."""
 
+    def __init__(self, run: RunDirectory, options: TrainerConfig):
+        self._folder, self._every = run.checkpoints, options.checkpoint_every
+        self._saved: int | None = None
+        self.writer = CheckpointWriter(options.checkpoint_async, lambda path: keep_newest(run, path, options.keep_checkpoints))
 
-class Checkpoints(ModelCheckpoint):
-    """Every `checkpoint_every` steps and at the end, the newest `keep_checkpoints` of them."""
-
-    FILE_EXTENSION = ""
-
-    def __init__(self, folder: Path, trainer: TrainerConfig):
-        super().__init__(
-            dirpath=folder,
-            filename="step_{step:07d}",
-            auto_insert_metric_name=False,
-            monitor="step",
-            mode="max",
-            save_top_k=trainer.keep_checkpoints,
-            every_n_train_steps=trainer.checkpoint_every or trainer.max_steps,
-            enable_version_counter=False,
-        )
-        self.folder, self.keep = folder, trainer.keep_checkpoints
-
-    def on_train_end(self, trainer: Trainer, module: EarlyExitModule) -> None:  # type: ignore[override]
-        super().on_train_end(trainer, module)
-        last = self.folder / checkpoint_name(trainer.global_step)
-        if not last.exists():
-            trainer.save_checkpoint(last)
-            for stale in sorted(self.folder.glob("step_*"))[: -self.keep]:
-                trainer.strategy.remove_checkpoint(stale)
-
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+    def save(self, trainer: Trainer, wait: bool = False) -> None:
+        """A checkpoint of the steps taken so far, unless there is one already; `wait` until it has its name."""
+        step = trainer.global_step
         module = trainer.lightning_module
         assert isinstance(module, EarlyExitModule)
         with module.speed.paused():
-            super()._save_checkpoint(trainer, filepath)
+            if step != self._saved:
+                trainer.save_checkpoint(self._folder / step_name(step))
+                self._saved = step
+            self.writer.finish(wait)
+
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        if trainer.global_step > 0:  # what it was resumed from
+            self._saved = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.writer.finish(wait=False)
+        if self._every and trainer.global_step % self._every == 0:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: Trainer, module: Any) -> None:
+        self.save(trainer, wait=True)
+
+
+def keep_newest(run: RunDirectory, newest: Path, count: int) -> None:
+    """Remove what is more than `count` checkpoints, now that `newest` is whole.
+
+    A run resumed from an earlier step leaves checkpoints of a future that will not be; they go too.
+    """
+    steps = run.steps()
+    future = [path for path in steps if step_of(path) > step_of(newest)]
+    past = [path for path in steps if path not in future]
+    for path in [*future, *past[:-count]]:
+        shutil.rmtree(path)

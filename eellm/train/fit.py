@@ -15,6 +15,7 @@ from eellm.mcore.groups import Groups
 from eellm.metrics.recorder import Recorder
 from eellm.model.spec import ModelSpec, StageSpec
 from eellm.quiet import quiet_dependencies
+from eellm.rundir import RunDirectory
 from eellm.train.checkpoints import Checkpoints
 from eellm.train.module import EarlyExitModule
 from eellm.train.progress import ProgressDisplay
@@ -38,11 +39,12 @@ def fit(job: TrainingJob, groups: Groups, recorder: Recorder, extra_callbacks: S
     config = job.config
     quiet_dependencies()  # Lightning sets the levels of its loggers when it is imported
     module = EarlyExitModule(config, job.spec, job.plan, groups, job.corpus, recorder)
-    callbacks = [*extra_callbacks, Checkpoints(job.run_dir / "checkpoints", config.trainer)]
+    checkpoints = Checkpoints(RunDirectory(job.run_dir), config.trainer)
+    callbacks = [*extra_callbacks, checkpoints]
     if groups.is_main and config.trainer.progress != "none":
         callbacks.append(ProgressDisplay(config.trainer.progress, job.spec.heads, config.trainer.max_steps))
     trainer = Trainer(
-        strategy=MegatronStrategy(groups),
+        strategy=MegatronStrategy(groups, checkpoints.writer),
         accelerator="gpu" if groups.device.type == "cuda" else "cpu",
         devices=groups.layout.world_size if groups.device.type == "cpu" else "auto",
         max_steps=config.trainer.max_steps,

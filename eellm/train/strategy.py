@@ -6,7 +6,6 @@ started outside; Lightning neither launches, wraps nor synchronises anything her
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ParallelStrategy
 
 from eellm.mcore import checkpoint as mcore_checkpoint
+from eellm.mcore.checkpoint_writer import CheckpointWriter
 from eellm.mcore.groups import Groups
 from eellm.train.module import EarlyExitModule
 
@@ -56,8 +56,11 @@ class RunningRanks(LightningEnvironment):
 class DistributedCheckpoints(CheckpointIO):
     """Lightning's checkpoint files as megatron-core's folders."""
 
+    def __init__(self, writer: CheckpointWriter):
+        self._writer = writer
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        mcore_checkpoint.save(Path(path), checkpoint)
+        self._writer.save(Path(path), checkpoint)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
@@ -65,19 +68,18 @@ class DistributedCheckpoints(CheckpointIO):
         raise NotImplementedError("loading needs a template of this rank's shards: MegatronStrategy.load_checkpoint")
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        if dist.get_rank() == 0:
-            shutil.rmtree(path, ignore_errors=True)
+        raise NotImplementedError("what is kept is decided where it is known to be whole: eellm.train.checkpoints")
 
 
 class MegatronStrategy(ParallelStrategy):
     """Trains an `eellm.train.module.EarlyExitModule` on existing groups."""
 
-    def __init__(self, groups: Groups):
+    def __init__(self, groups: Groups, writer: CheckpointWriter):
         environment: ClusterEnvironment = RunningRanks(groups)
         super().__init__(
             parallel_devices=[groups.device] * groups.layout.world_size,
             cluster_environment=environment,
-            checkpoint_io=DistributedCheckpoints(),
+            checkpoint_io=DistributedCheckpoints(writer),
         )
         self.groups = groups
 

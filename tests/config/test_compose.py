@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def test_an_unusable_checkpoint_says_what_was_found(saved_run: Path, tmp_path: P
     for path, words in ((tmp_path / "nowhere", "no such directory"), (tmp_path, "found outputs")):
         with pytest.raises(CheckpointError, match=words):
             compose(["task=evaluate", f"checkpoint={path}"])
-    (saved_run / "checkpoints" / "step_0000002").rmdir()
+    shutil.rmtree(saved_run / "checkpoints" / "step_0000002")
     with pytest.raises(CheckpointError, match="no checkpoint"):
         compose(["task=generate", f"checkpoint={saved_run}"])
     (saved_run / "config.yaml").write_text("{}")

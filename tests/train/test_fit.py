@@ -81,13 +81,9 @@ def test_resumed_equals_uninterrupted(single: list[dict], folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tp2", "pp2_vp2", "pp2_dp2_distributed"])
 def test_resumed_on_another_layout(name: str, single: list[dict], folder: Path) -> None:
-    distributed = name.endswith("distributed")
-    source = folder / f"source_{distributed}"
-    if not source.exists():  # distributed and plain optimizers keep their states in formats of their own
-        workers.run(1, train, ["optimizer=adam_distributed"] if distributed else [], str(source))
     world, overrides = LAYOUTS[name]
     target = folder / f"resumed_{name}"
-    results = workers.run(world, train, overrides, str(target), str(source / "checkpoints" / "step_0000004"))
+    results = workers.run(world, train, overrides, str(target), str(folder / "whole" / "checkpoints" / "step_0000004"))
     assert sorted({number for result in results for number in result["seen"]}) == list(range(32, 48))
     same(rows(target), [row for row in single if row["step"] > 4], 2e-4)
 

@@ -1,0 +1,106 @@
+"""Writing checkpoints in megatron-core's distributed format: beside their place, and renamed when whole.
+
+What a killed or failed write leaves behind is called `<name>.partial`; nothing reads it, and the next write removes it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from torch.distributed.checkpoint import CheckpointException
+
+from eellm.errors import WriteError, writing
+from eellm.manifest import write_manifest
+from eellm.mcore.checkpoint import failure_reason, from_main_rank
+from eellm.mcore.cpu import cpu_stand_ins
+
+PARTIAL = ".partial"
+
+# newer releases choose between this and an optional package
+_STRATEGY = {"async_strategy": "mcore"} if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters else {}
+
+
+class CheckpointWriter:
+    """Writes checkpoints, in the background if asked to. All ranks call every method together, at the same steps.
+
+    `committed(path)` is called on rank 0 after a checkpoint has got its name.
+    """
+
+    def __init__(self, in_background: bool = False, committed: Callable[[Path], None] = lambda path: None):
+        self._in_background, self._committed = in_background, committed
+        self._queue = AsyncCallsQueue()
+        self._pending: Path | None = None
+
+    def save(self, path: Path, state: dict[str, Any]) -> None:
+        """Write a sharded state. In the background this returns once the values are safe from the next step.
+
+        Raises WriteError on all ranks, leaving earlier checkpoints as they were.
+        """
+        self.finish(wait=True)
+        partial = _partial(path)
+        from_main_rank(lambda: _make_room(partial))
+        with _write_errors(partial), cpu_stand_ins():
+            request = dist_checkpointing.save(state, str(partial), async_sharded_save=self._in_background, **_STRATEGY)
+            if request is not None:
+                self._queue.schedule_async_request(request)
+        self._pending = path
+        self.finish(wait=not self._in_background)
+
+    def finish(self, wait: bool) -> None:
+        """Give the checkpoint that is being written its name if all ranks are done with it; `wait` until they are."""
+        if self._pending is None:
+            return
+        path, self._pending = self._pending, None
+        with _write_errors(_partial(path)), cpu_stand_ins():
+            self._queue.maybe_finalize_async_calls(blocking=wait)
+        if self._queue.get_num_unfinalized_calls() > 0:
+            self._pending = path
+        else:
+            from_main_rank(lambda: self._commit(path))
+
+    def _commit(self, path: Path) -> None:
+        replaced = path.with_name(f"{path.name}.replaced{PARTIAL}")
+        with writing(path):
+            write_manifest(_partial(path))
+            if path.exists():
+                os.replace(path, replaced)
+            os.replace(_partial(path), path)
+            shutil.rmtree(replaced, ignore_errors=True)
+            self._committed(path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + PARTIAL)
+
+
+def _make_room(partial: Path) -> None:
+    with writing(partial):
+        for stale in partial.parent.glob(f"*{PARTIAL}"):
+            shutil.rmtree(stale)
+        partial.mkdir(parents=True)
+
+
+@contextmanager
+def _write_errors(partial: Path) -> Iterator[None]:
+    """Raise WriteError where writing failed, and give its space back: the run has more to write, if only how it ended."""
+    try:
+        yield
+    except CheckpointException as error:  # raised on all ranks, with reasons on rank 0 only
+        reason = failure_reason(error)
+
+        def report() -> None:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise WriteError(f"cannot write {partial}: {reason}.")
+
+        from_main_rank(report)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise WriteError(f"cannot write {partial}: {error.strerror or error}.") from error
