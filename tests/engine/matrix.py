@@ -44,7 +44,7 @@ FACTORS = {
     "input": ["tied", "untied"],
     "output": ["tied", "untied"],
     "exit": ["deferred", "eager"],
-    "reduction": ["plain", "distributed_overlap"],
+    "reduction": ["plain", "overlap", "distributed_overlap"],
 }
 """`input`: the model's own output matrix and its input embedding; `output`: the exits' matrices and the model's.
 `exits`: inside the first, the middle, the last stage; at the `end` of a stage or the `start` of the next; in `every` stage."""
@@ -113,7 +113,7 @@ def case_of(row: Row) -> Case:
         boundary="start" if row["exits"] == "start" else "end",
         options=ObjectiveOptions(row["exit"] == "deferred", chunk=11),
         recompute=row["recompute"],
-        reduction=ReductionOptions(distributed, distributed, distributed),
+        reduction=ReductionOptions(distributed, row["reduction"] != "plain", distributed),
         dtype=row["dtype"],
         unmasked=None if row["unmasked"] == "all" else int(row["unmasked"]),
     )
