@@ -49,7 +49,8 @@ READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
     (("precision.initial_loss_scale", "precision.loss_scale_window"), "precision.dtype", ("fp16",)),
     (("lr_schedule.min_ratio", "lr_schedule.decay_steps"), "lr_schedule.kind", ("cosine", "linear", "inverse_sqrt")),
     (("model.rotary_fraction", "model.rotary_base"), "model.position", ("rotary",)),
-    (("decoding.max_pending",), "decoding.mode", ("catch_up",)),
+    (("decoding.max_pending",), "decoding.mode", ("catch_up", "kv_recompute")),
+    (("decoding.draft_length",), "decoding.mode", ("self_speculative",)),
     (("exit_policy.layer",), "exit_policy.kind", ("fixed_layer",)),
     (("exit_policy.threshold",), "exit_policy.kind", ("max_probability", "margin", "entropy", "patience")),
 )

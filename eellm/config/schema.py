@@ -262,12 +262,19 @@ class EvaluationConfig(Node):
 
 
 class DecodingConfig(Node):
-    mode: Literal["full", "catch_up"]
-    """`full`: every token through all layers; `catch_up`: tokens exit early, their states pass the later layers later."""
+    mode: Literal["full", "catch_up", "kv_recompute", "self_speculative"]
+    """`full`: every token through all layers; `catch_up`: tokens exit early, their states pass the later layers later;
+    `kv_recompute`: they pass all layers again with the next token; `self_speculative`: exits draft, the full model verifies."""
     prompts: list[str]
     """Texts to continue."""
     max_new_tokens: Count
     """Tokens to generate per prompt."""
+    max_batch: Count
+    """Prompts continued side by side; each takes memory for the keys and values of `max_tokens`."""
+    max_tokens: Count | None
+    """Tokens of a prompt and its continuation at most; null = as many as the prompts at hand need."""
+    draft_length: NonNegative | Literal["auto"]
+    """Tokens that exits draft before the full model verifies them; auto = as many as pay, down to none."""
     max_pending: NonNegative | None
     """Tokens that may wait at exits before all layers are forced; 0 = never exit; null = no bound."""
     temperature: Annotated[float, Field(ge=0.0)]

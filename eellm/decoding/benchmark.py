@@ -25,7 +25,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from eellm.config.schema import DecodingConfig, ExitPolicyConfig
-from eellm.decoding.decoder import Decoder, DecoderOptions, Request, Token
+from eellm.decoding.continuation import Request, Token
+from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.policy import Policy, build_policy, never_exit
 from eellm.metrics.names import share_column
 from eellm.metrics.tables import TableRow
@@ -78,13 +79,13 @@ def _run(settings: list[_Setting], prompts: Sequence[Sequence[int]], requests: l
     for prompt, request in zip(prompts, requests, strict=True):
         for setting in settings[turn:] + settings[:turn]:
             decoder = setting.decoder
-            decoder.start(prompt, request)
-            tokens = decoder.step()
+            sequence = decoder.start(prompt, request)
+            decoder.step()
             started = _now(decoder)
-            while new := decoder.step():
-                tokens += new
+            while decoder.step():
+                pass
             setting.seconds[-1] += _now(decoder) - started
-            setting.texts.append(tokens)
+            setting.texts.append(sequence.tokens)
 
 
 def _agreement(
@@ -93,10 +94,11 @@ def _agreement(
     """Share of the tokens of `texts`, first ones left out, that the decoder emits given those before; None without any."""
     same = []
     for prompt, request, text in zip(prompts, requests, texts, strict=True):
-        decoder.start(prompt, request)
+        sequence = decoder.start(prompt, request)
         for token in text:
-            same.append(decoder.step()[0].id == token.id)
-            decoder.replace_last(token.id)
+            ((_, own),) = decoder.step()
+            same.append(own.id == token.id)
+            sequence.replace_last(token.id)
         del same[-len(text)]
     return sum(same) / len(same) if same else None
 
@@ -127,7 +129,7 @@ def _cell(policy: Policy) -> float | str | None:
 
 
 def _now(decoder: Decoder) -> float:
-    device = decoder.mode.model.device
+    device = decoder.model.device
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

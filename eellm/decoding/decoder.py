@@ -2,158 +2,165 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from eellm.config.schema import DecodingConfig
+from eellm.decoding.continuation import Continuation, Request, Token
 from eellm.decoding.counters import Counters
 from eellm.decoding.kv_cache import KVCache
-from eellm.decoding.modes import CatchUp, Mode
+from eellm.decoding.memory import check_fits
+from eellm.decoding.modes import CatchUp, Emitted, Mode, RecomputeKV, prefill
 from eellm.decoding.policy import Policy, never_exit
-from eellm.decoding.queue import SegmentQueue
-from eellm.decoding.sampling import GREEDY, SamplingOptions, choose, uniform
+from eellm.decoding.queue import SegmentQueue, SegmentRunner
 from eellm.decoding.segments import InferenceModel
+from eellm.decoding.speculative import SelfSpeculative, drafting
+from eellm.errors import ConfigError, Problem
 from eellm.model.spec import ModelSpec
 from eellm.model.stage import Stage
 
 
 @dataclass(frozen=True)
-class Token:
-    """An emitted token. `head` spoke, after `exit_layer` layers.
+class DecoderOptions:
+    """`max_pending`: tokens that may wait at exits before one must pass all layers; 0 = never exit, None = no bound.
 
-    `confidence` is the largest probability under the head at its temperature, the measure of exit policies; `logprob`
-    the token's log-probability under the head's own distribution, without any temperature, top-k or top-p.
+    `draft_length`: tokens that exits draft before the full model verifies them. `max_batch` sequences run at a time, each
+    of at most `max_tokens`, prompt included; None: as many as the requests at hand ask for.
     """
 
-    id: int
-    head: str
-    exit_layer: int
-    confidence: float
-    logprob: float
-
-
-@dataclass(frozen=True)
-class DecoderOptions:
-    """`max_pending`: tokens that may wait at exits before one must pass all layers; 0 = never exit, None = no bound."""
-
-    mode: Literal["full", "catch_up"] = "catch_up"
+    mode: Literal["full", "catch_up", "kv_recompute", "self_speculative"] = "catch_up"
     max_pending: int | None = None
+    draft_length: int | Literal["auto"] = "auto"
+    max_batch: int = 1
+    max_tokens: int | None = None
+
+    @classmethod
+    def of(cls, config: DecodingConfig) -> DecoderOptions:
+        return cls(config.mode, config.max_pending, config.draft_length, config.max_batch, config.max_tokens)
 
 
 CATCH_UP = DecoderOptions()
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is wanted of one sequence. `eos_id` None: no token ends it. Draws depend on `seed` and position only."""
-
-    max_new_tokens: int
-    sampling: SamplingOptions = GREEDY
-    seed: int = 0
-    eos_id: int | None = None
-
-    @classmethod
-    def of(cls, config: DecodingConfig, seed: int, eos_id: int | None) -> Request:
-        sampling = SamplingOptions(config.temperature, config.top_k, config.top_p)
-        return cls(config.max_new_tokens, sampling, seed, eos_id if config.stop_at_eos else None)
-
-
-@dataclass
-class _Sequence:
-    """A request on its way. `ids` holds the prompt and everything emitted; the last id has not entered the model yet."""
-
-    request: Request
-    queue: SegmentQueue
-    ids: list[int]
-    prompt_length: int
-    tokens: list[Token] = field(default_factory=list)
-
-    @property
-    def end(self) -> Literal["eos", "length"] | None:
-        if self.tokens and self.ids[-1] == self.request.eos_id:
-            return "eos"
-        return "length" if len(self.tokens) >= self.request.max_new_tokens else None
-
-
 class Decoder:
-    """Decodes one sequence at a time with a stage that holds the whole model and is in evaluation mode.
+    """Decodes many sequences at a time with a stage that holds the whole model and is in evaluation mode.
 
-    All tensor-parallel ranks make the same calls and get the same tokens. `prefill` and `steps` count what prompts and
-    what the tokens after each first one have cost since the decoder was made.
+    A sequence enters, leaves and exits on its own; what it is given does not depend on the others. All tensor-parallel
+    ranks make the same calls and get the same tokens. `prefill` and `steps` count what prompts and what the tokens after
+    each first one have cost since the decoder was made.
     """
 
     def __init__(self, stage: Stage, policy: Policy, options: DecoderOptions = CATCH_UP):
-        exits = options.mode != "full" and options.max_pending != 0
-        self.policy = policy if exits else never_exit(stage.spec)
         self.options = options
-        self.mode: Mode = CatchUp(InferenceModel(stage, self.policy.active), self.policy, options.max_pending)
+        self.policy = _policy(policy, options, stage.spec)
+        self.runner = SegmentRunner(InferenceModel(stage, self.policy.active))
+        self.mode = _mode(self.runner, self.policy, options)
         self.prefill, self.steps = Counters(), Counters()
+        self.running: list[Continuation] = []
+        self._waiting: deque[Continuation] = deque()
         self._kv: KVCache | None = None
-        self._sequence: _Sequence | None = None
 
     @property
     def spec(self) -> ModelSpec:
-        return self.mode.model.spec
+        return self.model.spec
 
     @property
-    def sequence(self) -> _Sequence:
-        if self._sequence is None:
-            raise ValueError("no sequence: call start first")
-        return self._sequence
+    def model(self) -> InferenceModel:
+        return self.runner.model
 
-    @property
-    def end(self) -> Literal["eos", "length"] | None:
-        """Why the sequence is over; None while it is not."""
-        return self.sequence.end
+    def submit(self, prompt_ids: Sequence[int], request: Request) -> Continuation:
+        """Ask for a continuation; it starts with the step that finds room for it.
 
-    def start(self, prompt_ids: Sequence[int], request: Request) -> None:
-        """Begin a sequence; the one before is dropped. The first `step` takes the prompt through the model."""
-        if not prompt_ids:
-            raise ValueError("a prompt needs at least one token")
-        kv = self._cache(len(prompt_ids) + request.max_new_tokens - 1)  # the last token never enters the model
-        self._sequence = _Sequence(request, SegmentQueue(self.mode.model, kv), list(prompt_ids), len(prompt_ids))
+        Raises ConfigError where it is longer than the model's positions or the cache.
+        """
+        sequence = Continuation(request, prompt_ids)
+        self._check_length(sequence)
+        self._waiting.append(sequence)
+        return sequence
+
+    def start(self, prompt_ids: Sequence[int], request: Request) -> Continuation:
+        """Begin a sequence and drop all others."""
+        self.running.clear()
+        self._waiting.clear()
+        return self.submit(prompt_ids, request)
 
     @torch.inference_mode()
-    def step(self) -> list[Token]:
-        """The next token of every running sequence: none when it is over. The first comes from the final head."""
-        sequence = self.sequence
-        if sequence.end is not None:
-            return []
-        queue, generated = sequence.queue, len(sequence.tokens)
-        queue.counters = self.steps if generated else self.prefill
-        if generated:
-            reading = self.mode.advance(queue, sequence.ids[-1], generated)
-        else:
-            reading = self.mode.prefill(queue, sequence.ids)
-        draw = uniform(sequence.request.seed, len(sequence.ids))
-        id_, logprob = choose(reading, sequence.request.sampling, draw)
-        token = Token(id_, reading.head, reading.layer, float(reading.statistics.probability), logprob)
-        queue.counters.tokens += 1
-        sequence.tokens.append(token)
-        sequence.ids.append(id_)
-        return [token]
+    def step(self) -> Emitted:
+        """The next tokens of every sequence that there is room for, one or more of each; none when all are over.
 
-    def replace_last(self, token_id: int) -> None:
-        """Go on as if the last token had been this one: to follow a given text."""
-        assert self.sequence.tokens, "no token has been emitted"
-        self.sequence.ids[-1] = token_id
+        A sequence's first token comes with its prompt's pass and from the final head.
+        """
+        self.running = [sequence for sequence in self.running if sequence.end is None]
+        veterans, emitted = list(self.running), []
+        newcomers = self._admit()
+        if newcomers:
+            self.runner.counters = self.prefill
+            emitted += prefill(self.runner, newcomers)
+            self.prefill.tokens += len(emitted)
+        if veterans:
+            self.runner.counters = self.steps
+            tokens = self.mode.advance(veterans)
+            self.steps.tokens += len(tokens)
+            emitted += tokens
+        return emitted
 
     @torch.inference_mode()
     def drain(self) -> None:
         """Take all pending tokens through the whole model, so that the KV cache is complete."""
-        self.sequence.queue.drain()
+        self.runner.drain([sequence.queue for sequence in self.running])
 
     def generate(self, prompt_ids: Sequence[int], request: Request) -> Iterator[Token]:
-        """Tokens until the request ends. The decoder serves no other sequence meanwhile."""
-        self.start(prompt_ids, request)
-        while tokens := self.step():
-            yield from tokens
+        """Tokens of one sequence until it ends. The decoder serves no other meanwhile."""
+        sequence = self.start(prompt_ids, request)
+        while sequence.end is None:
+            yield from [token for _, token in self.step()]
 
-    def _cache(self, max_tokens: int) -> KVCache:
-        if self._kv is None or self._kv.shape.max_tokens < max_tokens:
-            self._kv = self.mode.model.cache(max_tokens)
-        self._kv.truncate(0)
-        return self._kv
+    def _admit(self) -> list[Continuation]:
+        """Give free slots to the requests that have waited longest."""
+        if not self.running and self._waiting:
+            self._make_room()
+        newcomers = []
+        free = sorted(set(range(self.options.max_batch)) - {sequence.queue.slot for sequence in self.running})
+        while free and self._waiting and self._kv is not None and self._waiting[0].max_tokens <= self._kv.shape.max_tokens:
+            sequence = self._waiting.popleft()
+            sequence.queue = SegmentQueue(self.model, self._kv, free.pop(0))
+            newcomers.append(sequence)
+        self.running += newcomers
+        return newcomers
+
+    def _make_room(self) -> None:
+        """A cache for the requests that wait, unless there is one."""
+        tokens = self.options.max_tokens or max(sequence.max_tokens for sequence in self._waiting)
+        if self._kv is None or self._kv.shape.max_tokens < tokens:
+            self._kv = None
+            check_fits(self.model, tokens, self.options.max_batch)
+            self._kv = self.model.cache(tokens, self.options.max_batch)
+
+    def _check_length(self, sequence: Continuation) -> None:
+        tokens, spec, problem = sequence.max_tokens, self.spec, None
+        asked = f"prompt and new tokens make {tokens}"
+        if spec.position == "learned" and tokens > spec.max_positions:
+            reason, fix = f"the model has learned {spec.max_positions} positions", "fewer new tokens or a shorter prompt"
+            problem = Problem("decoding.max_new_tokens", sequence.request.max_new_tokens, f"{asked}, and {reason}", fix)
+        elif self.options.max_tokens is not None and tokens > self.options.max_tokens:
+            problem = Problem("decoding.max_tokens", self.options.max_tokens, asked, f"decoding.max_tokens={tokens} or more")
+        if problem is not None:
+            raise ConfigError([problem])
+
+
+def _policy(policy: Policy, options: DecoderOptions, spec: ModelSpec) -> Policy:
+    if options.mode == "self_speculative":
+        policy = drafting(policy, spec)
+        return never_exit(spec) if options.draft_length == 0 else policy
+    return never_exit(spec) if options.mode == "full" or options.max_pending == 0 else policy
+
+
+def _mode(runner: SegmentRunner, policy: Policy, options: DecoderOptions) -> Mode:
+    if options.mode == "self_speculative":
+        return SelfSpeculative(runner, policy, options.draft_length)
+    kind = RecomputeKV if options.mode == "kv_recompute" else CatchUp
+    return kind(runner, policy, options.max_pending)

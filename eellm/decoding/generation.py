@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from eellm.config.schema import DecodingConfig
 from eellm.data.text_stream import TextStream
 from eellm.data.tokenizer import Tokenizer
-from eellm.decoding.decoder import Decoder, Request, Token
-
-StopReason = Literal["eos", "length", "stop"]
+from eellm.decoding.continuation import Continuation, End, Request, Token
+from eellm.decoding.decoder import Decoder
 
 
 class Stops:
@@ -42,7 +42,7 @@ class Generation:
     text: str
     tokens: list[Token]
     pieces: list[str]
-    stop_reason: StopReason
+    stop_reason: End
     seconds: float
     decoding: str
     threshold: float | list[float] | None
@@ -61,34 +61,72 @@ class Generation:
         }
 
 
-def generate_text(decoder: Decoder, tokenizer: Tokenizer, prompt: str, decoding: DecodingConfig, seed: int) -> Generation:
-    """Continue a prompt until a stop string, the end-of-document token or `max_new_tokens`.
+@dataclass
+class _Text:
+    """A prompt's text on its way."""
 
-    An empty prompt starts a document. The mode and `max_pending` are the decoder's, whatever `decoding` says.
+    prompt: str
+    sequence: Continuation
+    stream: TextStream
+    stops: Stops
+    pieces: list[str] = field(default_factory=list)
+    cut: int | None = None
+    started: float = 0.0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, prompt: str, ids: list[int], sequence: Continuation, tokenizer: Tokenizer, stops: list[str]) -> _Text:
+        stream = TextStream(tokenizer)
+        for id_ in ids:  # what a token looks like may depend on the ones before
+            stream.add(id_)
+        return cls(prompt, sequence, stream, Stops(stops))
+
+    def add(self, token: Token, last: bool) -> None:
+        """The sequence's next token; those behind a stop string are not wanted any more."""
+        if self.cut is not None:
+            return
+        self.pieces.append(self.stream.add(token.id))
+        self.cut = self.stops.add(self.pieces[-1])
+        if self.cut is not None:
+            self.sequence.stopped = True
+        elif last:
+            self.pieces[-1] += self.stream.finish()
+
+    def finished(self, decoder: Decoder) -> Generation:
+        assert self.sequence.end is not None
+        return Generation(
+            prompt=self.prompt,
+            text="".join(self.pieces)[: self.cut],
+            tokens=self.sequence.tokens[: len(self.pieces)],
+            pieces=self.pieces,
+            stop_reason=self.sequence.end,
+            seconds=self.seconds,
+            decoding=decoder.options.mode,
+            threshold=decoder.policy.threshold,
+        )
+
+
+def generate_texts(
+    decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], decoding: DecodingConfig, seed: int
+) -> list[Generation]:
+    """Continue prompts until a stop string, the end-of-document token or `max_new_tokens`; prompt n has seed `seed` + n.
+
+    They run side by side, as many as the decoder takes; a generation's seconds run from the step that admits it. An empty
+    prompt starts a document. Mode, `max_pending` and sizes are the decoder's, whatever `decoding` says.
     """
-    started = time.perf_counter()
-    stream, stops = TextStream(tokenizer), Stops(decoding.stop)
-    prompt_ids = tokenizer.encode(prompt) or [tokenizer.eod_id]
-    for id_ in prompt_ids:  # what a token looks like may depend on the ones before
-        stream.add(id_)
-    tokens: list[Token] = []
-    pieces: list[str] = []
-    cut = None
-    for token in decoder.generate(prompt_ids, Request.of(decoding, seed, tokenizer.eod_id)):
-        tokens.append(token)
-        pieces.append(stream.add(token.id))
-        cut = stops.add(pieces[-1])
-        if cut is not None:
+    texts: dict[Continuation, _Text] = {}
+    for number, prompt in enumerate(prompts):
+        ids = tokenizer.encode(prompt) or [tokenizer.eod_id]
+        sequence = decoder.submit(ids, Request.of(decoding, seed + number, tokenizer.eod_id))
+        texts[sequence] = _Text.of(prompt, ids, sequence, tokenizer, decoding.stop)
+    while True:
+        started = time.perf_counter()
+        emitted = decoder.step()
+        if not emitted:
             break
-    else:
-        pieces[-1] += stream.finish()
-    return Generation(
-        prompt=prompt,
-        text="".join(pieces)[:cut],
-        tokens=tokens,
-        pieces=pieces,
-        stop_reason="stop" if cut is not None else decoder.end or "length",
-        seconds=time.perf_counter() - started,
-        decoding=decoder.options.mode,
-        threshold=decoder.policy.threshold,
-    )
+        for sequence, token in emitted:
+            text = texts[sequence]
+            text.started = text.started or started
+            text.add(token, last=sequence.end is not None and token is sequence.tokens[-1])
+            text.seconds = time.perf_counter() - text.started
+    return [text.finished(decoder) for text in texts.values()]

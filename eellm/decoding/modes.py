@@ -1,8 +1,8 @@
-"""Ways of taking a sequence's tokens through the model until a head has spoken.
+"""Ways of taking sequences' tokens through the model until heads have spoken.
 
-A mode owns the segments and decides which of them a token passes before it is emitted; the decoder owns requests,
-sampling and ends. Further ways (recomputing pending tokens, stages that drain in the background, drafts that are
-verified) are further classes with the same two methods.
+A mode decides which segments a token passes before it is emitted; the decoder owns slots and requests. A further way
+(stages that drain in the background) is a further class with the same method. What takes part: `SegmentRunner` runs
+segments, `leave_early` asks the policy at each exit.
 """
 
 from __future__ import annotations
@@ -10,22 +10,62 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from eellm.decoding.continuation import Continuation, Token
 from eellm.decoding.policy import Policy
-from eellm.decoding.queue import SegmentQueue
-from eellm.decoding.reading import Reading
-from eellm.decoding.segments import InferenceModel
+from eellm.decoding.queue import SegmentQueue, SegmentRunner
+from eellm.decoding.reading import Reading, select
+from eellm.model.statistics import HeadStatistics
+
+Emitted = list[tuple[Continuation, Token]]
 
 
 class Mode(Protocol):
-    model: InferenceModel
+    runner: SegmentRunner
 
-    def prefill(self, queue: SegmentQueue, prompt: Sequence[int]) -> Reading:
-        """Take a prompt through all layers; what the final head says about its last token."""
+    def advance(self, sequences: Sequence[Continuation]) -> Emitted:
+        """Emit the next tokens of running sequences, at least one of each."""
         ...
 
-    def advance(self, queue: SegmentQueue, token: int, generated: int) -> Reading:
-        """Take the next token until a head speaks; `generated` tokens have been emitted so far."""
-        ...
+
+def prefill(runner: SegmentRunner, sequences: Sequence[Continuation]) -> Emitted:
+    """Take prompts through all layers and blocks; the final head says the first token."""
+    queues = [sequence.queue for sequence in sequences]
+    runner.push(queues, [sequence.ids for sequence in sequences])
+    for index in range(len(runner.model.segments)):
+        runner.advance(queues, index)
+    runner.fill_blocks(queues)
+    reading = runner.read_final(queues)
+    return [(sequence, sequence.emit_from(reading.at(row))) for row, sequence in enumerate(sequences)]
+
+
+def leave_early(
+    runner: SegmentRunner, policy: Policy, queues: Sequence[SegmentQueue], asks: Sequence[bool], segments: int
+) -> list[Reading | None]:
+    """Take what waits through the first `segments` segments; a queue that `asks` leaves where the policy trusts the exit.
+
+    Returns what was said there; None for queues that have passed all of these segments.
+    """
+    said: list[Reading | None] = [None] * len(queues)
+    going = list(range(len(queues)))
+    seen: list[HeadStatistics] = []  # of those that ask
+    for index in range(segments):
+        runner.advance([queues[number] for number in going], index)
+        asking = [number for number in going if asks[number]]
+        if runner.model.segments[index].exit is None or not asking:
+            continue
+        reading = runner.read_exit([queues[number] for number in asking], index)
+        seen.append(reading.statistics)
+        leaving = policy.decide(seen)
+        rows = leaving.tolist()
+        if any(rows):
+            for row, number in enumerate(asking):
+                said[number] = reading.at(row) if rows[row] else None
+            staying = (~leaving).nonzero().squeeze(1)
+            seen = [select(statistics, staying) for statistics in seen]
+            going = [number for number in going if said[number] is None]
+            if not going:
+                break
+    return said
 
 
 class CatchUp:
@@ -35,24 +75,37 @@ class CatchUp:
     layers and evaluates no exit. With a policy that has no active exits this is full decoding.
     """
 
-    def __init__(self, model: InferenceModel, policy: Policy, max_pending: int | None):
-        self.model, self.policy, self.max_pending = model, policy, max_pending
+    def __init__(self, runner: SegmentRunner, policy: Policy, max_pending: int | None):
+        self.runner, self.policy, self.max_pending = runner, policy, max_pending
 
-    def prefill(self, queue: SegmentQueue, prompt: Sequence[int]) -> Reading:
-        queue.push(prompt)
-        arrivals = [queue.advance(index) for index in range(len(self.model.segments))]
-        queue.fill_blocks()
-        return queue.read_final(arrivals[-1])
+    def advance(self, sequences: Sequence[Continuation]) -> Emitted:
+        runner, queues = self.runner, [sequence.queue for sequence in sequences]
+        asks = [self._may_exit(sequence) for sequence in sequences]
+        self._make_ready(queues)
+        runner.push(queues, [sequence.ids for sequence in sequences])
+        said = leave_early(runner, self.policy, queues, asks, len(runner.model.segments))
+        deep = [number for number, reading in enumerate(said) if reading is None]
+        if deep:
+            final = runner.read_final([queues[number] for number in deep])
+            for row, number in enumerate(deep):
+                said[number] = final.at(row)
+        return [(sequence, sequence.emit_from(reading)) for sequence, reading in zip(sequences, said, strict=True) if reading]
 
-    def advance(self, queue: SegmentQueue, token: int, generated: int) -> Reading:
-        may_exit = generated >= self.policy.min_new_tokens and (self.max_pending is None or queue.pending < self.max_pending)
-        queue.push([token])
-        seen = []
-        for index, segment in enumerate(self.model.segments):
-            arrival = queue.advance(index)
-            if may_exit and segment.exit is not None:
-                reading = queue.read_exit(index, arrival)
-                seen.append(reading.statistics)
-                if self.policy.decide(seen).item():
-                    return reading
-        return queue.read_final(arrival)
+    def _may_exit(self, sequence: Continuation) -> bool:
+        if not self.policy.active or len(sequence.tokens) < self.policy.min_new_tokens:
+            return False
+        return self.max_pending is None or sequence.queue.pending < self.max_pending
+
+    def _make_ready(self, queues: Sequence[SegmentQueue]) -> None:
+        """Pending states wait where they are."""
+
+
+class RecomputeKV(CatchUp):
+    """EE-LLM's KV recomputation (arXiv 2312.04916, section 4.2), for comparison: pending tokens start over.
+
+    They pass the early layers again, in one forward with the next token, and their keys and values are written anew.
+    """
+
+    def _make_ready(self, queues: Sequence[SegmentQueue]) -> None:
+        for queue in queues:
+            queue.truncate(queue.complete)

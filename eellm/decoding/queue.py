@@ -3,26 +3,28 @@
 A token that exits after segment i leaves its hidden state pending at that boundary. When a later token enters segment
 i + 1, the pending states in front of it go through in the same forward and fill the KV cache. So every token passes
 every layer at most once, in order, and the KV cache is that of full decoding.
-Shape legend: s tokens, b sequences, h channels.
+Shape legend: s tokens of one sequence, r rows (tokens of all sequences, one after the other), h channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from eellm.decoding.counters import Counters
 from eellm.decoding.kv_cache import KVCache
+from eellm.decoding.ragged import Span
 from eellm.decoding.reading import Reading, read
 from eellm.decoding.segments import InferenceModel
-from eellm.model.context import Context
-from eellm.model.stage import Readout
+from eellm.model.context import AttentionMask, Context
+
+_NO_LAYERS = Context(AttentionMask())
+"""For heads without a block."""
 
 
-class _Boundary:
-    """Hidden states waiting at one place, oldest first, and how many have gone on from there."""
+class Boundary:
+    """Hidden states of a sequence waiting at one place, oldest first, and how many have gone on from there."""
 
     def __init__(self) -> None:
         self._states: list[torch.Tensor] = []
@@ -30,103 +32,146 @@ class _Boundary:
         self.taken = 0
 
     def put(self, states: torch.Tensor) -> None:
-        """[s, b, h]"""
+        """[s, 1, h]"""
         self._states.append(states)
         self.waiting += states.shape[0]
 
-    def take(self) -> tuple[int, torch.Tensor]:
-        """(position of the first, all that wait [s, b, h])."""
-        start, states = self.taken, self._states
-        self._states = []
-        self.taken, self.waiting = start + self.waiting, 0
-        return start, states[0] if len(states) == 1 else torch.cat(states)
+    def take(self) -> list[torch.Tensor]:
+        """All that wait."""
+        states, self._states = self._states, []
+        self.taken, self.waiting = self.taken + self.waiting, 0
+        return states
 
-
-@dataclass(frozen=True)
-class Arrival:
-    """A sequence's newest token behind a segment: its hidden state [1, b, h], and the context it came in."""
-
-    hidden: torch.Tensor
-    context: Context
+    def truncate(self, tokens: int) -> None:
+        """Forget everything after a sequence's first `tokens`."""
+        keep = max(0, tokens - self.taken)
+        if keep < self.waiting:
+            self._states = [torch.cat(self._states)[:keep]] if keep else []
+            self.waiting = keep
+        self.taken = min(self.taken, tokens)
 
 
 class SegmentQueue:
-    """One sequence on its way through the segments of a model, with its KV cache.
+    """One sequence on its way through the segments of a model: what waits where. Its keys and values have `slot` of `kv`.
 
-    `advance(0)`, `advance(1)`, .. takes what waits in front of a segment through it. A head with a block (a decoder
-    layer with a KV cache of its own) must see every token, so states wait for it too; they pass when it is read.
+    A head with a block (a decoder layer with a KV cache of its own) must see every token, so states wait for it too;
+    they pass when it is read. `arrived` [s, 1, h] came out of the segment that the sequence passed last.
     """
 
-    def __init__(self, model: InferenceModel, kv: KVCache):
-        self.model, self.kv = model, kv
-        self.counters = Counters()
-        self._before = [_Boundary() for _ in model.segments]
-        self._before_block = {index: _Boundary() for index in model.blocks}
-        self._span = (0, 0)
-        self._context: Context | None = None
+    def __init__(self, model: InferenceModel, kv: KVCache, slot: int = 0):
+        self.kv, self.slot = kv, slot
+        self.before = [Boundary() for _ in model.segments]
+        self.before_block = {index: Boundary() for index in model.blocks}
+        self.arrived = torch.empty(0)
+        kv.truncate(0, slot)
 
     def __len__(self) -> int:
         """Tokens that have entered the sequence."""
-        return self._before[0].taken + self._before[0].waiting
+        return self.before[0].taken + self.before[0].waiting
+
+    @property
+    def complete(self) -> int:
+        """Tokens that have passed all segments."""
+        return self.before[-1].taken
 
     @property
     def pending(self) -> int:
         """Tokens that have not passed all segments yet."""
-        return len(self) - self._before[-1].taken
+        return len(self) - self.complete
 
-    def push(self, ids: Sequence[int]) -> None:
-        """Put the sequence's next tokens in front of the first segment."""
-        self._before[0].put(self.model.embed(ids, len(self)))
+    def truncate(self, tokens: int) -> None:
+        """Forget everything after the first `tokens`, wherever they have got to."""
+        for boundary in (*self.before, *self.before_block.values()):
+            boundary.truncate(tokens)
+        self.kv.truncate(tokens, self.slot)
 
-    def advance(self, index: int) -> Arrival:
-        """Take everything that waits in front of a segment through it."""
-        start, hidden = self._before[index].take()
-        segment, rows = self.model.segments[index], hidden.shape[0]
-        context = self._shared(start, rows)
-        hidden = segment.forward(hidden, context)
-        self.counters.add_forward(len(segment.layers), rows, self.model.segment_bytes[index])
-        if index + 1 < len(self._before):
-            self._before[index + 1].put(hidden)
-        if index in self._before_block:
-            self._before_block[index].put(hidden)
-        return Arrival(hidden[-1:], context)
 
-    def read_exit(self, index: int, arrival: Arrival) -> Reading:
-        """What the exit behind a segment says about the newest token, which has just passed the segment."""
+class SegmentRunner:
+    """Takes the waiting tokens of many sequences through a segment, or to a head, in one forward.
+
+    `advance(queues, 0)`, `advance(queues, 1)`, .. with ever fewer queues is a token's way until it leaves. All queues have
+    slots of one KV cache. `counters` may be exchanged at any time.
+    """
+
+    def __init__(self, model: InferenceModel):
+        self.model, self.counters = model, Counters()
+        self._spans: list[Span] = []
+        self._cache: KVCache | None = None
+        self._shared = _NO_LAYERS
+
+    def push(self, queues: Sequence[SegmentQueue], texts: Sequence[Sequence[int]]) -> None:
+        """Put of each sequence's text what has not entered it yet in front of the first segment."""
+        new = [list(range(len(queue), len(text))) for queue, text in zip(queues, texts, strict=True)]
+        ids = [text[place] for text, places in zip(texts, new, strict=True) for place in places]
+        if not ids:
+            return
+        embedded = self.model.embed(ids, [place for places in new for place in places])
+        for queue, states in zip(queues, embedded.split([len(places) for places in new]), strict=True):
+            if states.shape[0]:
+                queue.before[0].put(states)
+
+    def advance(self, queues: Sequence[SegmentQueue], index: int) -> None:
+        """Take everything that waits in front of a segment through it; something must wait in every queue."""
+        segment = self.model.segments[index]
+        hidden, spans = self._take(queues, [queue.before[index] for queue in queues])
+        hidden = segment.forward(hidden, self._context(queues, spans))
+        self.counters.add_forward(len(segment.layers), hidden.shape[0], self.model.segment_bytes[index])
+        for queue, states in zip(queues, hidden.split([span.count for span in spans]), strict=True):
+            queue.arrived = states
+            if index + 1 < len(queue.before):
+                queue.before[index + 1].put(states)
+            if index in queue.before_block:
+                queue.before_block[index].put(states)
+
+    def read_exit(self, queues: Sequence[SegmentQueue], index: int) -> Reading:
+        """What the exit behind a segment says about each queue's newest token, which has just passed the segment."""
         readout = self.model.segments[index].exit
         assert readout is not None
-        if index not in self._before_block:
-            return self._read(readout, arrival.hidden, arrival.context)
-        start, hidden = self._before_block[index].take()
-        return self._read(readout, hidden, self._shared(start, hidden.shape[0]))
+        if index not in self.model.blocks:
+            features = readout.head.features(_joined([queue.arrived[-1:] for queue in queues]), _NO_LAYERS)
+        else:
+            hidden, spans = self._take(queues, [queue.before_block[index] for queue in queues])
+            features = readout.head.features(hidden, self._context(queues, spans))
+            features = _joined([states[-1:] for states in features.split([span.count for span in spans])])
+        self.counters.add_head(readout.name, features.shape[0], self.model.head_bytes[readout.name])
+        return read(readout, features[:, 0])
 
-    def read_final(self, arrival: Arrival) -> Reading:
-        """What the final head says about the newest token, which has just passed the last segment."""
-        return self._read(self.model.final, arrival.hidden, arrival.context)
+    def read_final(self, queues: Sequence[SegmentQueue], newest_only: bool = True) -> Reading:
+        """What the final head says about each queue's newest token, or about all rows of the last segment's last forward."""
+        hidden = _joined([queue.arrived[-1:] if newest_only else queue.arrived for queue in queues])
+        features = self.model.final.head.features(hidden, _NO_LAYERS)
+        self.counters.add_head("final", hidden.shape[0], self.model.head_bytes["final"])
+        return read(self.model.final, features[:, 0])
 
-    def fill_blocks(self) -> None:
+    def fill_blocks(self, queues: Sequence[SegmentQueue]) -> None:
         """Take states that wait for exits' blocks through them: after a prompt, and where nothing may be left behind."""
-        for index, boundary in self._before_block.items():
-            if boundary.waiting:
-                start, hidden = boundary.take()
-                self.model.blocks[index](hidden, self._shared(start, hidden.shape[0]))
+        for index, block in self.model.blocks.items():
+            waiting = [queue for queue in queues if queue.before_block[index].waiting]
+            if waiting:
+                hidden, spans = self._take(waiting, [queue.before_block[index] for queue in waiting])
+                block(hidden, self._context(waiting, spans))
                 self.counters.add_forward(1, hidden.shape[0], self.model.block_bytes[index])
 
-    def drain(self) -> None:
+    def drain(self, queues: Sequence[SegmentQueue]) -> None:
         """Take every pending token through all segments: the KV cache is then complete."""
-        for index, boundary in enumerate(self._before):
-            if boundary.waiting:
-                self.advance(index)
-        self.fill_blocks()
+        for index in range(len(self.model.segments)):
+            waiting = [queue for queue in queues if queue.before[index].waiting]
+            if waiting:
+                self.advance(waiting, index)
+        self.fill_blocks(queues)
 
-    def _read(self, readout: Readout, hidden: torch.Tensor, context: Context) -> Reading:
-        """Of [s, b, h] the last token's."""
-        features = readout.head.features(hidden, context)[-1]
-        self.counters.add_head(readout.name, self.model.head_bytes[readout.name])
-        return read(readout, features)
+    def _take(self, queues: Sequence[SegmentQueue], places: Sequence[Boundary]) -> tuple[torch.Tensor, list[Span]]:
+        """All that wait at a place of each queue [r, 1, h], and whose rows they are."""
+        spans = [Span(queue.slot, at.taken, at.waiting) for queue, at in zip(queues, places, strict=True)]
+        return _joined([states for at in places for states in at.take()]), spans
 
-    def _shared(self, start: int, rows: int) -> Context:
+    def _context(self, queues: Sequence[SegmentQueue], spans: list[Span]) -> Context:
         """One context serves all segments that take the same tokens."""
-        if self._context is None or self._span != (start, rows):
-            self._span, self._context = (start, rows), self.model.context(self.kv, start, rows)
-        return self._context
+        if self._cache is not queues[0].kv or self._spans != spans:
+            self._cache, self._spans = queues[0].kv, spans
+            self._shared = self.model.context(self._cache, spans)
+        return self._shared
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -7,7 +7,7 @@ Shape legend: n tokens, h channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -30,6 +30,18 @@ class Reading:
     statistics: HeadStatistics
     best: torch.Tensor
     log_normaliser: torch.Tensor
+
+    def at(self, index: int) -> Reading:
+        """One token's part."""
+        one = slice(index, index + 1)
+        statistics = select(self.statistics, one)
+        parts = (self.logits[one], statistics, self.best[one], self.log_normaliser[one])
+        return Reading(self.head, self.layer, self.vocabulary, *parts)
+
+
+def select(statistics: HeadStatistics, which: slice | torch.Tensor) -> HeadStatistics:
+    """Statistics [n] of some tokens."""
+    return HeadStatistics(*(getattr(statistics, field.name)[which] for field in fields(statistics)))
 
 
 def read(readout: Readout, features: torch.Tensor) -> Reading:

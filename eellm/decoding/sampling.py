@@ -33,9 +33,13 @@ class SamplingOptions:
 GREEDY = SamplingOptions()
 
 
-def uniform(seed: int, position: int) -> float:
-    """The random number in [0, 1) of a request's token: a counter-based generator out of a hash, 53 bits."""
-    digest = hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=8).digest()
+def uniform(seed: int, position: int, purpose: str = "token") -> float:
+    """The random number in [0, 1) of a request's token: a counter-based generator out of a hash, 53 bits.
+
+    Numbers for different purposes are independent.
+    """
+    counter = f"{seed}/{position}" if purpose == "token" else f"{seed}/{position}/{purpose}"
+    digest = hashlib.blake2b(counter.encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
@@ -47,43 +51,71 @@ def choose(reading: Reading, options: SamplingOptions, draw: float) -> tuple[int
     """
     if options.temperature == 0.0:
         return int(reading.statistics.prediction), float(reading.best - reading.log_normaliser)
-    logits, vocabulary = reading.logits[0], reading.vocabulary
     if options.top_k == 0 and options.top_p == 1.0:
-        token = _invert(logits, vocabulary, float(reading.best), options.temperature, draw)
+        token = invert(_masses(reading, options.temperature), reading.vocabulary, draw)
     else:
-        token = _draw_candidate(reading, options, draw)
-    index, here = vocabulary.local(torch.tensor(token, device=logits.device))
-    logit = logits[index] * here if vocabulary.rows else logits.new_zeros(())
-    return token, float(vocabulary.reduce(logit) - reading.log_normaliser)
+        ids, masses = _kept(reading, options)
+        cumulative = masses.cumsum(0)
+        place = torch.searchsorted(cumulative, draw * cumulative[-1], right=True).clamp(max=len(ids) - 1)
+        token = int(ids[place])
+    return token, log_probability(reading, token)
 
 
-def _invert(logits: torch.Tensor, vocabulary: Vocabulary, best: float, temperature: float, draw: float) -> int:
-    """The id at which the cumulative distribution of softmax(logits / temperature) passes `draw`."""
-    cumulative = ((logits.double() - best) / temperature).exp().cumsum(0)
-    masses = cumulative[-1:] if vocabulary.rows else cumulative.new_zeros(1)
+def log_probability(reading: Reading, token: int) -> float:
+    """Of a token under the head's own distribution, for a reading of one token."""
+    return float(value_at(reading.logits[0], reading.vocabulary, token) - reading.log_normaliser)
+
+
+def value_at(values: torch.Tensor, vocabulary: Vocabulary, token: int) -> torch.Tensor:
+    """The entry of a token in [rows], on all tensor-parallel ranks."""
+    index, here = vocabulary.local(torch.tensor(token, device=values.device))
+    return vocabulary.reduce(values[index] * here if vocabulary.rows else values.new_zeros(()))
+
+
+def distribution(reading: Reading, options: SamplingOptions) -> torch.Tensor:
+    """What `choose` draws from: this rank's part [rows] of the probabilities, fp64, for a reading of one token."""
+    vocabulary = reading.vocabulary
+    if options.temperature == 0.0:
+        ids, masses = reading.statistics.prediction, reading.logits.new_ones(1, dtype=torch.float64)
+    elif options.top_k == 0 and options.top_p == 1.0:
+        masses = _masses(reading, options.temperature)
+        return masses / vocabulary.reduce(masses.sum())
+    else:
+        ids, masses = _kept(reading, options)
+    index, here = vocabulary.local(ids)
+    own = masses.new_zeros(vocabulary.rows)
+    return own.index_put_((index[here],), (masses / masses.sum())[here])
+
+
+def invert(masses: torch.Tensor, vocabulary: Vocabulary, draw: float) -> int:
+    """The id at which the cumulative sum of masses [rows], in the order of ids over all ranks, passes `draw` of the whole."""
+    cumulative = masses.cumsum(0)
+    totals = cumulative[-1:] if vocabulary.rows else cumulative.new_zeros(1)
     if vocabulary.group.size() > 1:
-        own = masses
-        masses = own.new_empty(vocabulary.group.size())
-        dist.all_gather_into_tensor(masses, own, group=vocabulary.group)
-    holders = [(rank, mass) for rank, mass in enumerate(masses.tolist()) if mass > 0]
+        own = totals
+        totals = own.new_empty(vocabulary.group.size())
+        dist.all_gather_into_tensor(totals, own, group=vocabulary.group)
+    holders = [(rank, mass) for rank, mass in enumerate(totals.tolist()) if mass > 0]
     target = draw * sum(mass for _, mass in holders)
-    # a draw that rounds up to the whole mass falls to the last rank that has any
+    # a draw that rounds up to the whole mass falls to the last rank, and there to the last id, that has any
     for rank, mass in holders:
         if target < mass or rank == holders[-1][0]:
             break
         target -= mass
-    token = torch.zeros((), dtype=torch.long, device=logits.device)
+    token = torch.zeros((), dtype=torch.long, device=masses.device)
     if rank == vocabulary.group.rank():
-        token = vocabulary.start + torch.searchsorted(cumulative, target, right=True).clamp(max=vocabulary.rows - 1)
+        last = torch.searchsorted(cumulative, cumulative[-1])
+        token = vocabulary.start + torch.searchsorted(cumulative, target, right=True).clamp(max=last)
     return int(vocabulary.reduce(token))
 
 
-def _draw_candidate(reading: Reading, options: SamplingOptions, draw: float) -> int:
-    logits, vocabulary = reading.logits[0], reading.vocabulary
+def _kept(reading: Reading, options: SamplingOptions) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids that top-k and top-p leave and their masses, largest first; the same on all ranks."""
     count = options.top_k or _FIRST_CANDIDATES
-    whole = None if options.top_k else _mass(reading, options.temperature)
+    vocabulary = reading.vocabulary
+    whole = None if options.top_k else vocabulary.reduce(_masses(reading, options.temperature).sum())
     while True:
-        values, ids = _largest(logits, vocabulary, min(count, vocabulary.size))
+        values, ids = _largest(reading.logits[0], vocabulary, min(count, vocabulary.size))
         masses = ((values.double() - reading.best) / options.temperature).exp()
         cumulative = masses.cumsum(0)
         needed = options.top_p * (cumulative[-1] if whole is None else whole)
@@ -92,13 +124,12 @@ def _draw_candidate(reading: Reading, options: SamplingOptions, draw: float) -> 
         count *= 4
     # the smallest set that reaches top_p: those before which it was not reached
     kept = int((cumulative - masses < needed).sum())
-    place = torch.searchsorted(cumulative[:kept], draw * cumulative[kept - 1], right=True).clamp(max=kept - 1)
-    return int(ids[place])
+    return ids[:kept], masses[:kept]
 
 
-def _mass(reading: Reading, temperature: float) -> torch.Tensor:
-    """Sum of exp((logit - largest) / temperature) over the whole vocabulary, fp64."""
-    return reading.vocabulary.reduce(((reading.logits[0].double() - reading.best) / temperature).exp().sum())
+def _masses(reading: Reading, temperature: float) -> torch.Tensor:
+    """exp((logit - largest) / temperature) [rows], fp64."""
+    return ((reading.logits[0].double() - reading.best) / temperature).exp()
 
 
 def _largest(logits: torch.Tensor, vocabulary: Vocabulary, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 Everything here belongs to one rank and, for now, to one stage that holds the whole model. Decoding runs without
 gradients and without the stand-ins for megatron-core.
-Shape legend: s tokens, b sequences, h channels.
+Shape legend: r rows (tokens of all sequences, one after the other), h channels.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from eellm.decoding.kv_cache import KVCache, KVShape
-from eellm.errors import ConfigError, Problem
-from eellm.model.context import AttentionMask, Context, KVStore, causal_mask, rotary_factors
+from eellm.decoding.ragged import RaggedKV, Span
+from eellm.model.context import AttentionMask, Context, rotary_factors
 from eellm.model.layer import DecoderLayer
 from eellm.model.stage import Readout, Segment, Stage
 
@@ -41,46 +41,37 @@ class InferenceModel:
         self.device = self.final.weight.device
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def cache(self, max_tokens: int) -> KVCache:
-        """An empty KV cache for one sequence: all layers, and the blocks of active exits.
-
-        Raises ConfigError where the model has learned positions for fewer tokens.
-        """
-        limit = self.spec.max_positions
-        if self.spec.position == "learned" and max_tokens > limit:
-            reason = f"prompt and new tokens make {max_tokens}, and the model has learned {limit} positions"
-            raise ConfigError([Problem("decoding.max_new_tokens", max_tokens, reason, "fewer new tokens or a shorter prompt")])
+    def cache(self, max_tokens: int, sequences: int = 1) -> KVCache:
+        """An empty KV cache: all layers, and the blocks of active exits."""
         layers = [layer for segment in self.segments for layer in segment.layers] + list(self.blocks.values())
-        groups = layers[0].attention.num_query_groups_per_partition
-        shape = KVShape(max_tokens, groups, self.spec.head_dim, self.dtype, self.device)
-        return KVCache([layer.name for layer in layers], shape)
+        return KVCache([layer.name for layer in layers], self.cache_shape(max_tokens, sequences))
 
-    def embed(self, ids: Sequence[int], start: int) -> torch.Tensor:
-        """Token ids at positions start, start + 1, .. -> [s, 1, h]."""
-        tokens = torch.tensor([ids], device=self.device)
-        positions = torch.arange(start, start + len(ids), device=self.device).unsqueeze(0)
-        return self.embedding(tokens, positions)
+    def cache_shape(self, max_tokens: int, sequences: int) -> KVShape:
+        """What a layer of such a cache keeps on this rank."""
+        groups = self.segments[0].layers[0].attention.num_query_groups_per_partition
+        return KVShape(max_tokens, groups, self.spec.head_dim, self.dtype, self.device, sequences)
 
-    def context(self, kv: KVStore, start: int, rows: int) -> Context:
-        """What `rows` consecutive tokens from position `start` share in all layers that have seen exactly those before."""
-        mask = AttentionMask(self._allowed(start, rows), self.spec.sliding_window)
+    @property
+    def num_cached_layers(self) -> int:
+        return self.spec.num_layers + len(self.blocks)
+
+    def embed(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """Token ids at their positions -> [r, 1, h]."""
+        tokens, places = torch.tensor([ids, positions], device=self.device).unsqueeze(1)
+        return self.embedding(tokens, places)
+
+    def context(self, cache: KVCache, spans: Sequence[Span]) -> Context:
+        """What rows of sequences share in all layers that have seen exactly the tokens before them."""
+        kv = RaggedKV(self.spec, cache, spans)
         if self.spec.position != "rotary":
-            return Context(mask, kv=kv)
-        cos, sin = self._rotary_table(start + rows)
-        return Context(mask, cos[start : start + rows], sin[start : start + rows], kv)
-
-    def _allowed(self, start: int, rows: int) -> torch.Tensor | None:
-        """Which of the keys [0, start + rows) each query sees; None where the kernel needs no telling."""
-        spec, end = self.spec, start + rows
-        if spec.attention == "flash_attn":  # aligns the last query with the last key and knows windows
-            return None
-        if spec.sliding_window is None or end <= spec.sliding_window:
-            if start == 0:  # plain causal attention
-                return None
-            if rows == 1 and spec.attention == "sdpa":  # one query, after all keys
-                return None
-        positions = torch.arange(end, device=self.device).unsqueeze(0)
-        return causal_mask(spec, positions[:, start:], positions)
+            return Context(AttentionMask(), kv=kv)
+        tables = self._rotary_table(max(span.end for span in spans))
+        if len(spans) == 1:
+            cos, sin = (table[spans[0].start : spans[0].end] for table in tables)
+        else:
+            positions = torch.tensor([position for span in spans for position in span.positions], device=self.device)
+            cos, sin = (table[positions] for table in tables)
+        return Context(AttentionMask(), cos, sin, kv)
 
     def _rotary_table(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         if self._rotary is None or self._rotary[0].shape[0] < tokens:

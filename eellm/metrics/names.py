@@ -63,6 +63,8 @@ GENERATE_TOKENS_PER_SECOND = "generate/tokens_per_second"
 GENERATE_SPEEDUP = "generate/speedup"
 GENERATE_AGREEMENT = "generate/agreement"
 GENERATE_MEAN_LAYERS = "generate/mean_layers"
+GENERATE_ACCEPTANCE_RATE = "generate/acceptance_rate"
+GENERATE_MEAN_ACCEPTED_LENGTH = "generate/mean_accepted_length"
 
 METRICS: tuple[Metric, ...] = (
     Metric(TRAIN_LOSS, "nats/token", "token_mean", "lower", "Cross-entropy of a head on the step's batch"),
@@ -86,6 +88,8 @@ METRICS: tuple[Metric, ...] = (
     Metric(GENERATE_SPEEDUP, "1", "same", "higher", "Tokens per second relative to full depth"),
     Metric(GENERATE_AGREEMENT, "share", "same", "higher", "Share of generated tokens equal to full depth's"),
     Metric(GENERATE_MEAN_LAYERS, "layers", "same", "lower", "Mean layers a generated token passed before it was emitted"),
+    Metric(GENERATE_ACCEPTANCE_RATE, "share", "same", "higher", "Share of tokens drafted by exits that the full model accepted"),
+    Metric(GENERATE_MEAN_ACCEPTED_LENGTH, "tokens", "same", "higher", "Drafted tokens accepted per verifying pass of a sequence"),
 )
 
 

@@ -6,7 +6,6 @@ Shape legend: s queries, k keys, b sequences, n query heads, g key/value groups,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -26,11 +25,9 @@ from eellm.mcore.parts import (
     make_sharded_tensors_for_checkpoint,
     set_tensor_model_parallel_attributes,
 )
-from eellm.model.context import AttentionMask, Context, rotate
+from eellm.model.context import AttentionMask, Context, Kernel, rotate
 from eellm.model.norm import Norm
 from eellm.model.spec import ModelSpec
-
-Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionMask], torch.Tensor]
 
 
 def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: AttentionMask) -> torch.Tensor:
@@ -169,8 +166,8 @@ class Attention(SelfAttention):
         if context.cos is not None and context.sin is not None:
             query, key = rotate(query, context.cos, context.sin), rotate(key, context.cos, context.sin)
         if context.kv is not None:
-            key, value = context.kv.append(name, key, value)
-        if self.recompute and self.training:
+            out = context.kv.attend(name, query, key, value, self.kernel)
+        elif self.recompute and self.training:
             out = checkpoint(self.kernel, query, key, value, context.mask, use_reentrant=False, preserve_rng_state=False)
         else:
             out = self.kernel(query, key, value, context.mask)

@@ -5,20 +5,13 @@ Shape legend: s tokens (queries), k keys, b sequences, d channels of a head. Hid
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from eellm.model.spec import ModelSpec
-
-
-class KVStore(Protocol):
-    """Keys and values of earlier tokens, by layer name (`5`, or `exit_04` for the block of an exit)."""
-
-    def append(self, layer: str, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store [s, b, groups, d] of the current tokens; return all keys and values [k, b, groups, d] up to them."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -29,9 +22,24 @@ class AttentionMask:
     window: int | None = None
 
 
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionMask], torch.Tensor]
+"""Attention of queries [s, b, n, d] to keys and values [k, b, g, d] under a mask: [s, b, n * d]."""
+
+
+class KVStore(Protocol):
+    """Keys and values of earlier tokens, by layer name (`5`, or `exit_04` for the block of an exit)."""
+
+    def attend(self, layer: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kernel: Kernel) -> torch.Tensor:
+        """Store the current tokens' keys and values [s, b, g, d] and attend from [s, b, n, d]: [s, b, n * d]."""
+        ...
+
+
 @dataclass(frozen=True)
 class Context:
-    """`cos`, `sin` are [s, b or 1, 1, rotating channels], or None without rotary positions."""
+    """`cos`, `sin` are [s, b or 1, 1, rotating channels], or None without rotary positions.
+
+    With a `kv` the tokens come after earlier ones, whose store knows what each may see; `mask` is then not read.
+    """
 
     mask: AttentionMask
     cos: torch.Tensor | None = None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
 
 import torch
 
+from eellm.config.schema import Config
+from eellm.decoding.counters import Counters
 from eellm.decoding.decoder import Decoder, DecoderOptions
-from eellm.decoding.generation import Generation, generate_text
+from eellm.decoding.generation import Generation, generate_texts
 from eellm.decoding.policy import build_policy
+from eellm.metrics import names
 from eellm.model.stage import Stage
 from eellm.tasks.context import TaskContext
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
@@ -22,8 +25,7 @@ def prepare(context: TaskContext) -> None:
 
 def run(context: TaskContext) -> dict[str, float]:
     with process_group(context.config) as device, recording(context) as (_, final):
-        generations = list(generate(context, device))
-        final["generate/tokens_per_second"] = tokens_per_second(generations)
+        generations = generate(context, device, final)
     if is_main_rank():
         from eellm.report.html import build_report
         from eellm.report.terminal import print_report
@@ -34,27 +36,43 @@ def run(context: TaskContext) -> dict[str, float]:
     return final
 
 
-def generate(context: TaskContext, device: torch.device) -> Iterator[Generation]:
-    """Continue `decoding.prompts` with the checkpoint's model; all tensor-parallel ranks get the same."""
+def generate(context: TaskContext, device: torch.device, final: dict[str, float]) -> list[Generation]:
+    """Continue `decoding.prompts` with the checkpoint's model, and add how that went to `final`.
+
+    All tensor-parallel ranks get the same tokens.
+    """
     config = context.config
     tokenizer = trained_tokenizer(config)
     plan = Plan.of(config, tokenizer.vocab_size)
     with groups_of(plan, device, config.seed) as groups:
-        stage = load_trained(config, plan, groups).stages[0]
-        yield from continue_prompts(context, stage)
+        decoder = build_decoder(config, load_trained(config, plan, groups).stages[0])
+        started = time.perf_counter()
+        generations = generate_texts(decoder, tokenizer, config.decoding.prompts, config.decoding, config.seed)
+        seconds = time.perf_counter() - started
+    tokens = sum(len(generation.tokens) for generation in generations)
+    final[names.GENERATE_TOKENS_PER_SECOND] = tokens / max(seconds, 1e-9)  # all prompts together, prefill included
+    final |= speculation(decoder.steps)
+    return generations
 
 
-def continue_prompts(context: TaskContext, stage: Stage) -> Iterator[Generation]:
-    config, tokenizer = context.config, trained_tokenizer(context.config)
-    options = DecoderOptions(config.decoding.mode, config.decoding.max_pending)
-    decoder = Decoder(stage, build_policy(config.exit_policy, stage.spec), options)
-    for number, prompt in enumerate(config.decoding.prompts):
-        yield generate_text(decoder, tokenizer, prompt, config.decoding, config.seed + number)
+def continue_prompts(context: TaskContext, stage: Stage) -> list[Generation]:
+    """Continue `decoding.prompts` with a model that is there already."""
+    config = context.config
+    decoder, tokenizer = build_decoder(config, stage), trained_tokenizer(config)
+    return generate_texts(decoder, tokenizer, config.decoding.prompts, config.decoding, config.seed)
 
 
-def tokens_per_second(generations: list[Generation]) -> float:
-    """Generated tokens over seconds, prefill included."""
-    return sum(len(generation.tokens) for generation in generations) / max(sum(g.seconds for g in generations), 1e-9)
+def build_decoder(config: Config, stage: Stage) -> Decoder:
+    return Decoder(stage, build_policy(config.exit_policy, stage.spec), DecoderOptions.of(config.decoding))
+
+
+def speculation(counters: Counters) -> dict[str, float]:
+    """Metrics of drafts; none where nothing was drafted."""
+    values = {
+        names.GENERATE_ACCEPTANCE_RATE: counters.acceptance_rate,
+        names.GENERATE_MEAN_ACCEPTED_LENGTH: counters.mean_accepted_length,
+    }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def write_generations(context: TaskContext, generations: list[Generation]) -> None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from eellm.decoding.continuation import Request, Token
 from eellm.decoding.counters import Counters
-from eellm.decoding.decoder import CATCH_UP, Decoder, DecoderOptions, Request, Token
+from eellm.decoding.decoder import CATCH_UP, Decoder, DecoderOptions
 from eellm.decoding.policy import Policy
 from eellm.engine.chunks import build_stages
 from eellm.layout import ParallelLayout
@@ -82,9 +83,8 @@ def decode_all(rank: int, jobs: list[Job]) -> list[Outcome]:
 
 def decode_with(stage: Stage, job: Job) -> Outcome:
     decoder = Decoder(stage, job.policy, job.options)
-    decoder.start(job.prompt, job.request)
-    tokens, pending = [], []
-    while new := decoder.step():
-        tokens += new
-        pending.append(decoder.sequence.queue.pending)
-    return Outcome(tokens, pending, decoder.prefill, decoder.steps)
+    sequence = decoder.start(job.prompt, job.request)
+    pending = []
+    while decoder.step():
+        pending.append(sequence.queue.pending)
+    return Outcome(sequence.tokens, pending, decoder.prefill, decoder.steps)

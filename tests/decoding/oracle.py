@@ -44,17 +44,35 @@ def head_logits(spec: ModelSpec, parameters: dict, ids: list[int]) -> dict[str, 
 
 def decode(spec: ModelSpec, parameters: dict, prompt: tuple[int, ...], count: int, rule: Rule) -> list[Expected]:
     """Greedy decoding with early exits."""
-    ids, out, pending = list(prompt), [], 0
-    for number in range(count):
-        logits = {name: all_[-1] for name, all_ in head_logits(spec, parameters, ids).items()}
-        forced = number == 0 or number < rule.min_new_tokens
-        forced = forced or (rule.max_pending is not None and pending >= rule.max_pending)
-        head = "final" if forced else who_speaks(spec, logits, rule)
-        layer = spec.num_layers if head == "final" else int(head.removeprefix("exit_"))
-        pending = 0 if layer == spec.num_layers else pending + 1
-        out.append(expected(spec, head, logits[head]))
+    ids, speaker, out = list(prompt), _Speaker(spec, rule), []
+    for _ in range(count):
+        out.append(speaker.next({name: all_[-1] for name, all_ in head_logits(spec, parameters, ids).items()}))
         ids.append(out[-1].id)
     return out
+
+
+def follow(spec: ModelSpec, parameters: dict, prompt: tuple[int, ...], ids: list[int], rule: Rule) -> list[Expected]:
+    """What greedy decoding makes of each prefix of a text, out of one forward pass: its own text where all ids are equal."""
+    logits, speaker = head_logits(spec, parameters, [*prompt, *ids]), _Speaker(spec, rule)
+    places = range(len(prompt) - 1, len(prompt) - 1 + len(ids))
+    return [speaker.next({name: all_[place] for name, all_ in logits.items()}) for place in places]
+
+
+class _Speaker:
+    """Who says the next token, by a rule that looks back at how many left early."""
+
+    def __init__(self, spec: ModelSpec, rule: Rule):
+        self.spec, self.rule, self.number, self.pending = spec, rule, 0, 0
+
+    def next(self, logits: dict[str, torch.Tensor]) -> Expected:
+        rule, spec = self.rule, self.spec
+        forced = self.number == 0 or self.number < rule.min_new_tokens
+        forced = forced or (rule.max_pending is not None and self.pending >= rule.max_pending)
+        head = "final" if forced else who_speaks(spec, logits, rule)
+        layer = spec.num_layers if head == "final" else int(head.removeprefix("exit_"))
+        self.pending = 0 if layer == spec.num_layers else self.pending + 1
+        self.number += 1
+        return expected(spec, head, logits[head])
 
 
 def who_speaks(spec: ModelSpec, logits: dict[str, torch.Tensor], rule: Rule) -> str:

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from eellm.decoding.decoder import DecoderOptions, Request
+from eellm.decoding.continuation import Request
+from eellm.decoding.decoder import DecoderOptions
 from eellm.decoding.policy import never_exit
 from eellm.model.spec import ExitSpec, ModelSpec
 from tests import workers

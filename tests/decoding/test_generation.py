@@ -13,7 +13,7 @@ from eellm.config.schema import DecodingConfig
 from eellm.data.hugging_face_tokenizer import HuggingFaceTokenizer
 from eellm.data.tokenizer import END_OF_DOCUMENT
 from eellm.decoding.decoder import Decoder, DecoderOptions
-from eellm.decoding.generation import Generation, Stops, generate_text
+from eellm.decoding.generation import Generation, Stops, generate_texts
 from eellm.model.spec import ModelSpec
 from tests import workers
 from tests.decoding.models import build, policy, spec
@@ -43,6 +43,7 @@ def text_spec() -> ModelSpec:
 
 def config(**changes: object) -> DecodingConfig:
     values = {"mode": "catch_up", "prompts": [], "max_new_tokens": COUNT, "max_pending": None, "temperature": 1.0}
+    values |= {"max_batch": 1, "max_tokens": None, "draft_length": "auto"}
     return DecodingConfig(**(values | {"top_k": 0, "top_p": 1.0, "stop": [], "stop_at_eos": True} | changes))
 
 
@@ -54,7 +55,7 @@ def generate(rank: int, calls: list[tuple[str, DecodingConfig, int | None]]) -> 
     for prompt, config_, eos in calls:
         own = HuggingFaceTokenizer(tokenizer()._backend)
         own.eod_id = own.eod_id if eos is None else eos
-        generations.append(generate_text(decoder, own, prompt, config_, seed=1))
+        generations += generate_texts(decoder, own, [prompt], config_, seed=1)
     return generations
 
 
@@ -83,6 +84,7 @@ def test_row_of_generations_jsonl(whole: Generation) -> None:
             "exit_layer": token.exit_layer,
             "confidence": token.confidence,
             "logprob": token.logprob,
+            "drafted_by": None,
         }
     assert {told["exit_layer"] for told in row["tokens"]} >= {4, 1}
 

@@ -14,25 +14,25 @@ def rows(count: int, start: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_layers_fill_on_their_own_and_in_order() -> None:
     cache = KVCache(["1", "exit_01"], KVShape(max_tokens=5, groups=2, head_dim=3))
-    cache.append("1", *rows(2, 0))
-    keys, values = cache.append("1", *rows(3, 2))
+    cache.append("1", 0, *rows(2, 0))
+    keys, values = cache.append("1", 0, *rows(3, 2))
     assert keys[:, 0, 1, 2].tolist() == [0, 1, 2, 3, 4]
     assert torch.equal(values, -keys)
-    keys, _ = cache.append("exit_01", *rows(1, 0))
+    keys, _ = cache.append("exit_01", 0, *rows(1, 0))
     assert keys.shape == (1, 1, 2, 3)
     assert (cache.filled("1"), cache.filled("exit_01")) == (5, 1)
     cache.truncate(3)
     assert (cache.filled("1"), cache.filled("exit_01")) == (3, 1)
-    keys, _ = cache.append("1", *rows(1, 9))
+    keys, _ = cache.append("1", 0, *rows(1, 9))
     assert keys[:, 0, 0, 0].tolist() == [0, 1, 2, 9]
     assert torch.equal(cache.read("1")[0], keys)
 
 
 def test_overflow_is_refused_with_its_numbers_and_changes_nothing() -> None:
     cache = KVCache(["7"], KVShape(max_tokens=4, groups=2, head_dim=3))
-    cache.append("7", *rows(3, 0))
+    cache.append("7", 0, *rows(3, 0))
     with pytest.raises(ValueError, match="layer 7 holds 4 tokens: 3 are filled, 2 more do not fit"):
-        cache.append("7", *rows(2, 3))
+        cache.append("7", 0, *rows(2, 3))
     assert cache.filled("7") == 3
 
 

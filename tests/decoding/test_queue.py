@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eellm.decoding.decoder import Decoder, DecoderOptions, Request
+from eellm.decoding.continuation import Continuation, Request
+from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.policy import never_exit
 from eellm.model.layer import DecoderLayer
 from eellm.model.spec import ModelSpec
@@ -22,12 +23,13 @@ CASES = {
 }
 
 
-def follow(decoder: Decoder, ids: list[int]) -> None:
+def follow(decoder: Decoder, ids: list[int]) -> Continuation:
     """Take a decoder through given tokens."""
-    decoder.start(PROMPT, Request(COUNT))
+    sequence = decoder.start(PROMPT, Request(COUNT))
     for id_ in ids:
         decoder.step()
-        decoder.replace_last(id_)
+        sequence.replace_last(id_)
+    return sequence
 
 
 def compare_caches(rank: int, spec_: ModelSpec, thresholds: tuple[float, ...], options: DecoderOptions) -> dict:
@@ -35,14 +37,15 @@ def compare_caches(rank: int, spec_: ModelSpec, thresholds: tuple[float, ...], o
     stage = build(spec_)
     early = Decoder(stage, policy(spec_, "max_probability", thresholds, least=3), options)
     tokens = list(early.generate(PROMPT, Request(COUNT)))
-    unfinished = {layer: early.sequence.queue.kv.filled(layer) for layer in early.sequence.queue.kv.layers}
+    cache = early.running[0].queue.kv
+    unfinished = {layer: cache.filled(layer) for layer in cache.layers}
     early.drain()
     # the oracle is a decoder that evaluates every exit and trusts none, so that blocks have caches there too
     full = Decoder(stage, policy(spec_, "max_probability", 1.5))
-    follow(full, [token.id for token in tokens])
+    exact_cache = follow(full, [token.id for token in tokens]).queue.kv
     difference = {}
-    for layer in early.sequence.queue.kv.layers:
-        for own, exact in zip(early.sequence.queue.kv.read(layer), full.sequence.queue.kv.read(layer), strict=True):
+    for layer in cache.layers:
+        for own, exact in zip(cache.read(layer), exact_cache.read(layer), strict=True):
             assert own.shape == exact.shape == (len(PROMPT) + COUNT - 1, 1, spec_.num_query_groups, spec_.head_dim)
             difference[layer] = max(difference.get(layer, 0.0), ((own - exact).abs().max() / exact.abs().max()).item())
     return {"difference": difference, "unfinished": unfinished, "heads": {token.head for token in tokens}}
@@ -92,9 +95,9 @@ def test_every_token_passes_every_layer_once_in_order() -> None:
 def after_the_prompt(rank: int, spec_: ModelSpec, active: tuple[int, ...]) -> dict[str, int]:
     """Tokens in each cache once the prompt is through."""
     decoder = Decoder(build(spec_), policy(spec_, "max_probability", 0.5, active))
-    decoder.start(PROMPT, Request(3))
+    sequence = decoder.start(PROMPT, Request(3))
     decoder.step()
-    kv = decoder.sequence.queue.kv
+    kv = sequence.queue.kv
     return {layer: kv.filled(layer) for layer in kv.layers}
 
 
@@ -110,7 +113,7 @@ def one_decoder_many_prompts(rank: int, spec_: ModelSpec) -> tuple[list, list, f
     used, requests = Decoder(stage, chosen), [((9, 1), 12), (PROMPT, COUNT), ((30,), 5)]
     again = [[token.id for token in used.generate(prompt, Request(count))] for prompt, count in requests]
     fresh = [[token.id for token in Decoder(stage, chosen).generate(prompt, Request(count))] for prompt, count in requests]
-    return again, fresh, used.sequence.queue.kv.memory_bytes
+    return again, fresh, used.running[0].queue.kv.memory_bytes
 
 
 def test_a_sequence_leaves_nothing_behind() -> None:

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eellm.decoding.decoder import DecoderOptions, Request
+from eellm.decoding.continuation import Request
+from eellm.decoding.decoder import DecoderOptions
 from eellm.decoding.sampling import SamplingOptions, choose, uniform
 from eellm.model.spec import ExitSpec
 from tests import workers

@@ -63,6 +63,18 @@ def thresholds_are_given(evaluation: EvaluationConfig) -> Problems:
         yield Problem("evaluation.thresholds", [], "the trade-off table has no rows", "evaluation.thresholds=[0.5,0.8]")
 
 
+def new_tokens_fit(decoding: DecodingConfig) -> Problems:
+    if decoding.max_tokens is not None and decoding.max_tokens < decoding.max_new_tokens:
+        reason = f"no room for decoding.max_new_tokens={decoding.max_new_tokens}, not to speak of a prompt"
+        yield Problem("decoding.max_tokens", decoding.max_tokens, reason, "a larger one, or null for what the prompts need")
+
+
+def drafts_have_exits(exit_policy: ExitPolicyConfig, decoding: DecodingConfig, task: TaskConfig) -> Problems:
+    if task.name == "generate" and decoding.mode == "self_speculative" and exit_policy.kind == "never":
+        reason = "decoding.mode=self_speculative drafts with exits"
+        yield Problem("exit_policy.kind", "never", reason, "another exit_policy, or decoding=full")
+
+
 def prompts_are_given(task: TaskConfig, decoding: DecodingConfig) -> Problems:
     if task.name in ("generate", "quickstart") and not decoding.prompts:
         yield Problem("decoding.prompts", [], "nothing to continue", "'decoding.prompts=[\"import \"]'")
@@ -73,5 +85,7 @@ RULES: list[Callable[..., Problems]] = [
     thresholds_lie_in_range,
     decoding_runs_on_one_stage,
     thresholds_are_given,
+    new_tokens_fit,
+    drafts_have_exits,
     prompts_are_given,
 ]

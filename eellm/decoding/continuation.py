@@ -1,0 +1,111 @@
+"""A request for tokens, and the sequence that grows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from eellm.config.schema import DecodingConfig
+from eellm.decoding.queue import SegmentQueue
+from eellm.decoding.reading import Reading
+from eellm.decoding.sampling import GREEDY, SamplingOptions, choose, uniform
+
+End = Literal["eos", "length", "stop"]
+
+
+@dataclass(frozen=True)
+class Token:
+    """An emitted token. `head` spoke, after `exit_layer` layers.
+
+    `confidence` is the largest probability under the head at its temperature, the measure of exit policies; `logprob`
+    the token's log-probability under the head's own distribution, without any temperature, top-k or top-p. `drafted_by`
+    names the exit whose draft the head has accepted.
+    """
+
+    id: int
+    head: str
+    exit_layer: int
+    confidence: float
+    logprob: float
+    drafted_by: str | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of one sequence. `eos_id` None: no token ends it. Draws depend on `seed` and position only."""
+
+    max_new_tokens: int
+    sampling: SamplingOptions = GREEDY
+    seed: int = 0
+    eos_id: int | None = None
+
+    @classmethod
+    def of(cls, config: DecodingConfig, seed: int, eos_id: int | None) -> Request:
+        sampling = SamplingOptions(config.temperature, config.top_k, config.top_p)
+        return cls(config.max_new_tokens, sampling, seed, eos_id if config.stop_at_eos else None)
+
+
+@dataclass(eq=False)
+class Continuation:
+    """A sequence on its way. `ids` holds the prompt and everything emitted; the last id has not entered the model yet.
+
+    `queue` is there from the first step that serves the sequence on. `stopped` may be set from outside: the sequence leaves
+    with the next step.
+    """
+
+    request: Request
+    prompt: Sequence[int]
+    ids: list[int] = field(init=False)
+    tokens: list[Token] = field(default_factory=list)
+    stopped: bool = False
+    _queue: SegmentQueue | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("a prompt needs at least one token")
+        self.ids = list(self.prompt)
+
+    @property
+    def queue(self) -> SegmentQueue:
+        assert self._queue is not None, "the sequence still waits for a slot"
+        return self._queue
+
+    @queue.setter
+    def queue(self, queue: SegmentQueue) -> None:
+        self._queue = queue
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that enter the model at most; the last one never does."""
+        return len(self.prompt) + self.request.max_new_tokens - 1
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still come."""
+        return self.request.max_new_tokens - len(self.tokens)
+
+    @property
+    def end(self) -> End | None:
+        """Why the sequence is over; None while it is not."""
+        if self.stopped:
+            return "stop"
+        if self.tokens and self.ids[-1] == self.request.eos_id:
+            return "eos"
+        return "length" if self.remaining <= 0 else None
+
+    def emit(self, token: Token) -> None:
+        self.tokens.append(token)
+        self.ids.append(token.id)
+
+    def emit_from(self, reading: Reading) -> Token:
+        """Emit the token that a head's reading of the last one (a reading of one token) and the request make."""
+        id_, logprob = choose(reading, self.request.sampling, uniform(self.request.seed, len(self.ids)))
+        token = Token(id_, reading.head, reading.layer, float(reading.statistics.probability), logprob)
+        self.emit(token)
+        return token
+
+    def replace_last(self, token_id: int) -> None:
+        """Go on as if the last token had been this one: to follow a given text."""
+        assert self.tokens, "no token has been emitted"
+        self.ids[-1] = token_id
