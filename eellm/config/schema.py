@@ -146,14 +146,23 @@ class RampUpConfig(Node):
 
 
 class DataConfig(Node):
-    source: Literal["stdlib", "text", "jsonl"]
-    """`stdlib`: the interpreter's standard-library source; `text`: a file or folder; `jsonl`: one document a line."""
-    path: str | None
-    """File or folder for `text` and `jsonl`."""
+    source: Literal["stdlib", "text", "jsonl", "huggingface", "megatron"]
+    """`stdlib`: the interpreter's standard-library source; `text`: a file or folder; `jsonl`: one document a line;
+    `huggingface`: a data set of the `datasets` library; `megatron`: tokens in .bin/.idx files."""
+    path: str | list[str] | None
+    """File or folder for `text` and `jsonl`; name, file or folder for `huggingface`; prefix, or several, for `megatron`."""
+    weights: list[Positive] | None
+    """Shares of several prefixes in the training samples; null = every prefix by its size."""
+    validation_path: str | list[str] | None
+    """Prefixes that are held out as they are; null = held out of `path` by `split`."""
+    subset: str | None
+    """Subset (configuration) of a Hugging Face data set."""
+    hf_split: str
+    """Split of a Hugging Face data set that is read."""
     pattern: str
     """Glob of the files read from a folder."""
     text_field: str
-    """Field of a JSON line that holds the text."""
+    """Field of a JSON line, or column of a data set, that holds the text."""
     split: list[Annotated[float, Field(ge=0.0)]]
     """Shares of the documents for training and validation; normalised to sum 1."""
     sequence_length: Count
