@@ -36,6 +36,7 @@ GROUPS = {
         "decoding",
         "exit_policy",
         "benchmark",
+        "prepare",
         "logger",
         "experiment",
         "study",

@@ -32,10 +32,14 @@ TASK_READS: dict[str, tuple[str, ...]] = {
         *("data.sequence_length", "data.micro_batch_size", "data.global_batch_size"),
         *("trainer.recompute", "trainer.loss_chunk"),
     ),
+    "prepare_data": ("prepare", "data", "tokenizer"),
 }
 """Groups, or single keys of a group, that a task reads."""
 
+_BATCHES = ("split", "sequence_length", "micro_batch_size", "global_batch_size", "ramp_up", "document_boundaries", "num_workers")
+
 READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
+    (tuple(f"data.{key}" for key in _BATCHES), "task.name", ("quickstart", "train", "evaluate", "benchmark")),
     (("evaluation.speed_thresholds",), "task.name", ("quickstart",)),
     (("loss_weights.initial", "loss_weights.shape"), "loss_weights.kind", ("warmup", "cooldown")),
     (("loss_weights.steps",), "loss_weights.kind", ("warmup", "cooldown", "rotating")),

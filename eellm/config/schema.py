@@ -17,7 +17,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 HeadKind = Literal["embedding", "norm", "mlp", "block"]
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-TaskName = Literal["quickstart", "train", "evaluate", "generate", "benchmark"]
+TaskName = Literal["quickstart", "train", "evaluate", "generate", "benchmark", "prepare_data"]
 
 
 class Node(BaseModel):
@@ -322,6 +322,15 @@ class BenchmarkConfig(Node):
     """Microbatches in flight up to which the growth of memory is measured."""
 
 
+class PrepareConfig(Node):
+    output: str | None
+    """Prefix of the files that task=prepare_data writes."""
+    workers: Count | None
+    """Processes that tokenise; null = one for every core."""
+    shard_megabytes: Positive
+    """Text, in million characters, that one process tokenises at a time and that is not done again after an interruption."""
+
+
 class WandbConfig(Node):
     mode: Literal["off", "online", "offline"]
     """Mirror metrics to wandb; never asks to log in, never stops a run."""
@@ -383,6 +392,7 @@ class Config(Node):
     decoding: DecodingConfig
     exit_policy: ExitPolicyConfig
     benchmark: BenchmarkConfig
+    prepare: PrepareConfig
     logger: LoggerConfig
     debug: DebugConfig
     study: StudyConfig | None

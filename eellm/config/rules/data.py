@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from eellm.config.paths import expanded, prefixes, tokenizer_beside
-from eellm.config.schema import DataConfig, TaskConfig, TokenizerConfig, TrainerConfig
+from eellm.config.request import Request
+from eellm.config.schema import DataConfig, PrepareConfig, TaskConfig, TokenizerConfig, TrainerConfig
 from eellm.errors import Problem
 
 Problems = Iterator[Problem]
@@ -42,6 +43,19 @@ def weights_fit_the_blend(data: DataConfig) -> Problems:
     if data.weights is not None and len(data.weights) != count:
         reason = f"data.path has {count} prefixes, a weight belongs to each"
         yield Problem("data.weights", data.weights, reason, f"give {count} weights, or null for shares by size")
+
+
+def preparation_is_complete(task: TaskConfig, data: DataConfig, prepare: PrepareConfig, request: Request) -> Problems:
+    if task.name != "prepare_data":
+        return
+    if prepare.output is None:
+        yield Problem("prepare.output", None, "task=prepare_data writes files", "prepare.output=<prefix>")
+    if data.source == "megatron":
+        reason = "task=prepare_data reads text, and these are tokens already"
+        yield Problem("data.source", data.source, reason, "data=text, jsonl, stdlib or huggingface")
+    if request.world_size is not None and request.world_size > 1:
+        fix = "start it with python run.py; prepare.workers sets its processes"
+        yield Problem("task.name", task.name, f"it runs in one process, and {request.world_size} are started", fix)
 
 
 def prepared_tokens_have_a_tokenizer(data: DataConfig, tokenizer: TokenizerConfig, task: TaskConfig) -> Problems:
@@ -81,6 +95,7 @@ RULES: list[Callable[..., Problems]] = [
     corpus_can_be_read,
     tokens_can_be_read,
     weights_fit_the_blend,
+    preparation_is_complete,
     prepared_tokens_have_a_tokenizer,
     split_has_both_parts,
     ramp_up_reaches_the_batch_size,
