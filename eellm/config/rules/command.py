@@ -17,6 +17,8 @@ def runs_are_named_where_needed(task: TaskConfig, checkpoint: str | None, resume
         yield Problem("checkpoint", None, f"task={task.name} reads a trained model", "checkpoint=<run directory>")
     if task.name in ("train", "quickstart") and checkpoint is not None:
         yield Problem("checkpoint", checkpoint, f"task={task.name} starts from random weights", "leave it out, or resume=<run>")
+    if task.name == "benchmark" and checkpoint is not None:
+        yield Problem("checkpoint", checkpoint, "task=benchmark measures a model with random weights", "leave it out")
     if task.name != "train" and resume is not None:
         yield Problem("resume", resume, f"task={task.name} cannot be resumed", "leave it out, or task=train")
     if checkpoint is not None and resume is not None:
