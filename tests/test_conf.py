@@ -33,6 +33,7 @@ GROUPS = {
     *(
         "trainer",
         "evaluation",
+        "calibration",
         "decoding",
         "exit_policy",
         "benchmark",

@@ -16,6 +16,9 @@ from eellm.errors import Problem
 FROM_CHECKPOINT = ("model", "exits", "tokenizer")
 """Groups that `checkpoint=` brings along."""
 
+READS_A_MODEL = ("evaluate", "calibrate", "generate")
+"""Tasks that need a checkpoint."""
+
 _ALWAYS = ("task", "experiment", "study", "machine", "hydra", "name", "seed", "device", "objective", "checkpoint", "resume")
 _TRAINING: tuple[str, ...] = (
     *("model", "exits", "loss_weights", "parallel", "schedule", "data", "tokenizer"),
@@ -26,6 +29,10 @@ TASK_READS: dict[str, tuple[str, ...]] = {
     "quickstart": (*_TRAINING, "evaluation", "decoding", "exit_policy"),
     "train": _TRAINING,
     "evaluate": ("data", "parallel", "schedule", "precision", "evaluation", "logger", "trainer.loss_chunk"),
+    "calibrate": (
+        *("data", "parallel", "schedule", "precision", "calibration", "logger", "trainer.loss_chunk"),
+        "exit_policy",
+    ),
     "generate": ("parallel", "precision", "decoding", "exit_policy", "logger"),
     "benchmark": (
         *("model", "exits", "loss_weights", "parallel", "schedule", "tokenizer", "precision", "benchmark", "logger"),
@@ -39,7 +46,7 @@ TASK_READS: dict[str, tuple[str, ...]] = {
 _BATCHES = ("split", "sequence_length", "micro_batch_size", "global_batch_size", "ramp_up", "document_boundaries", "num_workers")
 
 READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
-    (tuple(f"data.{key}" for key in _BATCHES), "task.name", ("quickstart", "train", "evaluate", "benchmark")),
+    (tuple(f"data.{key}" for key in _BATCHES), "task.name", ("quickstart", "train", "evaluate", "calibrate", "benchmark")),
     (("evaluation.speed_thresholds",), "task.name", ("quickstart",)),
     (("loss_weights.initial", "loss_weights.shape"), "loss_weights.kind", ("warmup", "cooldown")),
     (("loss_weights.steps",), "loss_weights.kind", ("warmup", "cooldown", "rotating")),
@@ -59,6 +66,9 @@ READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
     (("model.rotary_fraction", "model.rotary_base"), "model.position", ("rotary",)),
     (("decoding.max_pending",), "decoding.mode", ("catch_up", "kv_recompute")),
     (("decoding.draft_length",), "decoding.mode", ("self_speculative",)),
+    (("exit_policy.threshold", "exit_policy.min_new_tokens"), "task.name", ("quickstart", "generate")),
+    (("exit_policy.calibration",), "task.name", ("generate",)),
+    (("exit_policy.calibration",), "exit_policy.kind", ("max_probability",)),
     (("exit_policy.layer",), "exit_policy.kind", ("fixed_layer",)),
     (("exit_policy.threshold",), "exit_policy.kind", ("max_probability", "margin", "entropy", "patience")),
 )
@@ -91,7 +101,7 @@ def unread_overrides(task: str, request: Request) -> Iterator[Problem]:
     reads = TASK_READS[task]
     for override in request.parsed:
         known = override.group in Config.model_fields and override.group not in _ALWAYS
-        if not known or (task in ("evaluate", "generate") and override.group in FROM_CHECKPOINT):
+        if not known or (task in READS_A_MODEL and override.group in FROM_CHECKPOINT):
             continue
         if not any(_covers(read, override.key) for read in reads):
             tasks = [name for name, groups in TASK_READS.items() if any(_covers(read, override.key) for read in groups)]

@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 HeadKind = Literal["embedding", "norm", "mlp", "block"]
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-TaskName = Literal["quickstart", "train", "evaluate", "generate", "benchmark", "prepare_data"]
+TaskName = Literal["quickstart", "train", "evaluate", "calibrate", "generate", "benchmark", "prepare_data"]
 
 
 class Node(BaseModel):
@@ -270,6 +271,19 @@ class EvaluationConfig(Node):
     """Bins of the expected calibration error."""
 
 
+class CalibrationConfig(Node):
+    risk: Literal["disagreement", "accuracy_loss"]
+    """Share of a sequence's tokens that differ from the full model's, or that only the full model gets right."""
+    epsilon: OpenFraction
+    """Bound on the risk, the mean over sequences."""
+    delta: OpenFraction
+    """Probability that the bound may be broken, over the draw of the sequences."""
+    batches: Count
+    """Held-out global batches; more sequences certify lower thresholds."""
+    thresholds: list[Fraction | list[Fraction]]
+    """Confidence thresholds in the order in which they are tested, falling: for all exits, or one per active exit."""
+
+
 class DecodingConfig(Node):
     mode: Literal["full", "catch_up", "kv_recompute", "self_speculative"]
     """`full`: every token through all layers; `catch_up`: tokens exit early, their states pass the later layers later;
@@ -307,6 +321,8 @@ class ExitPolicyConfig(Node):
     """Exit of `fixed_layer`."""
     active: list[int] | None
     """Layers of the exits that are evaluated; null = all."""
+    calibration: str | None
+    """A run of task=calibrate, or its calibration.json, to take thresholds and active exits from; null = as given here."""
     min_new_tokens: NonNegative
     """Tokens generated at full depth first."""
 
@@ -389,6 +405,7 @@ class Config(Node):
     precision: PrecisionConfig
     trainer: TrainerConfig
     evaluation: EvaluationConfig
+    calibration: CalibrationConfig
     decoding: DecodingConfig
     exit_policy: ExitPolicyConfig
     benchmark: BenchmarkConfig

@@ -69,6 +69,8 @@ GENERATE_MEAN_LAYERS = "generate/mean_layers"
 GENERATE_ACCEPTANCE_RATE = "generate/acceptance_rate"
 GENERATE_MEAN_ACCEPTED_LENGTH = "generate/mean_accepted_length"
 BENCHMARK = "benchmark/{figure}"
+CALIBRATE_RISK = "calibrate/risk"
+CALIBRATE_MEAN_LAYERS = "calibrate/mean_layers"
 
 METRICS: tuple[Metric, ...] = (
     Metric(TRAIN_LOSS, "nats/token", "token_mean", "lower", "Cross-entropy of a head on the step's batch"),
@@ -95,6 +97,8 @@ METRICS: tuple[Metric, ...] = (
     Metric(GENERATE_ACCEPTANCE_RATE, "share", "same", "higher", "Share of tokens drafted by exits that the full model accepted"),
     Metric(GENERATE_MEAN_ACCEPTED_LENGTH, "tokens", "same", "higher", "Drafted tokens accepted per verifying pass of a sequence"),
     Metric(BENCHMARK, "as in benchmark.csv", "same", "lower", "A figure of task=benchmark, e.g. benchmark/time/ratio"),
+    Metric(CALIBRATE_RISK, "share", "same", "none", "Risk measured at the threshold certified, a mean over sequences"),
+    Metric(CALIBRATE_MEAN_LAYERS, "layers", "same", "lower", "Mean layers of held-out tokens at the threshold certified"),
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from eellm.config.paths import expanded, prefixes, tokenizer_beside
-from eellm.config.request import Request
+from eellm.config.request import READS_A_MODEL, Request
 from eellm.config.schema import DataConfig, PrepareConfig, TaskConfig, TokenizerConfig, TrainerConfig
 from eellm.errors import Problem
 
@@ -73,7 +73,7 @@ def split_has_both_parts(data: DataConfig, trainer: TrainerConfig, task: TaskCon
         return
     if len(data.split) != 2:
         yield Problem("data.split", data.split, "not two shares: training and validation", fix)
-    elif data.split[0] <= 0 and task.name != "evaluate":
+    elif data.split[0] <= 0 and task.name not in READS_A_MODEL:
         yield Problem("data.split", data.split, "nothing is left to train on", fix)
     elif data.split[1] <= 0 and (task.name != "train" or trainer.val_every):
         yield Problem("data.split", data.split, "nothing is held out for validation", f"{fix}, or trainer.val_every=0")
