@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,10 +36,11 @@ def test_ids_of_a_large_vocabulary_survive(run_config, tmp_path, entries, dtype)
     given = config.tokenizer.model_copy(update={"kind": "file", "path": str(tmp_path / "tokenizer.json")})
     config = config.model_copy(update={"tokenizer": given})
     corpus = prepare_corpus(config)
-    stored = {tuple(tokens.tolist()) for tokens in open_documents(corpus.prefix)}
+    documents = open_documents(Path(corpus.parts[0].prefix))
+    stored = {tuple(tokens.tolist()) for tokens in documents}
     texts = [path.read_text().split() for path in folder.iterdir()]
     assert stored == {(*(int(word[1:]) for word in text), entries - 1) for text in texts}
-    assert open_documents(corpus.prefix)[0].dtype == dtype
+    assert documents[0].dtype == dtype
 
     batches = training_batches(config, corpus, ParallelLayout(micro_batch_size=2, global_batch_size=8), 0, 0)
     pairs = {(one, other) for document in stored for one, other in itertools.pairwise(document)}
