@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -18,6 +19,7 @@ from omegaconf import DictConfig
 from eellm.config.commandline import as_typed, composing_errors, explained, forced
 from eellm.errors import ConfigError, Problem, UserError
 from eellm.outer import outer_rank
+from eellm.preemption import Preempted
 
 
 class Shown(Exception):
@@ -69,7 +71,7 @@ def remove_if_empty(folder: Path) -> None:
 
 def show(error: BaseException) -> None:
     """A user's mistake as its message, a fault of ours with its traceback."""
-    from eellm.launch import RankFailure
+    from eellm.spawn import RankFailure
 
     if isinstance(error, UserError | RankFailure):
         print(error, file=sys.stderr)
@@ -89,8 +91,11 @@ def main() -> None:
         job()
     except Shown:
         sys.exit(1)
-    except KeyboardInterrupt as error:
-        sys.exit(f"interrupted {error}".strip())
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except Preempted as preempted:
+        print(f"interrupted ({preempted})", file=sys.stderr)
+        sys.exit(preempted.exit_status)
     except composing_errors() as error:
         from eellm.launch import stop_followers
 

@@ -52,6 +52,10 @@ class DataError(UserError):
     """A corpus or tokenizer cannot be read or is not what it should be."""
 
 
+class NonFiniteError(UserError):
+    """Training met NaN or infinity; names the step, the head or the parameters, and their pipeline stage."""
+
+
 class WriteError(UserError):
     """A file cannot be written: names it and the system's reason (no space left, read-only, not a directory)."""
 

@@ -8,14 +8,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import pickle
-import signal
 import socket
 import sys
-import tempfile
-import threading
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,9 +20,12 @@ from typing import TYPE_CHECKING, Any
 from eellm.config.compose import from_yaml, to_yaml
 from eellm.config.schema import Config
 from eellm.errors import ConfigError, Problem, UserError
+from eellm.lifetime import end_with_parent
 from eellm.outer import OuterRank, outer_rank
+from eellm.preemption import Preempted, heeded
 from eellm.quiet import quiet_dependencies
 from eellm.rundir import RunDirectory
+from eellm.spawn import RankFailure, rank_failure, spawn
 from eellm.tasks.context import TaskContext
 
 if TYPE_CHECKING:
@@ -39,36 +37,30 @@ _PREPARE_TIMEOUT = timedelta(hours=2)
 """How long ranks wait for rank 0 to tokenise a corpus."""
 
 
-class RankFailure(Exception):
-    """A rank failed by a fault of ours; the message holds its rank and its traceback."""
-
-
 def launch(config: Config, run: RunDirectory, tasks: str = TASKS) -> dict[str, float]:
     """Run the config's task on all its ranks and return its final metrics.
 
     `tasks` is the package of the task modules: each has `prepare(context)`, called once before the ranks start, and
-    `run(context)`, called on every rank. Raises what a rank raised where that is a UserError, else RankFailure.
+    `run(context)`, called on every rank. Raises what a rank raised where that is a UserError, Preempted where a signal
+    asked the run to end, else RankFailure.
     """
     outer = outer_rank()
+    _end_with_torchrun()
     config = with_data_parallel(config, outer)
     context = TaskContext(config, run.path)
     quiet_dependencies()
-    with recorded(run):
+    with heeded(impatient=outer is None or outer.world_size == 1), recorded(run), _others_failures(outer):
+        check_devices(config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if outer else ranks_of(config))
         module = importlib.import_module(f"{tasks}.{config.task.name}")
-        without_ranks = getattr(module, "WITHOUT_RANKS", False)
-        if not without_ranks:
-            check_devices(config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if outer else ranks_of(config))
         module.prepare(context)
-        if without_ranks:
-            metrics = module.run(context)
-        elif outer is not None and outer.world_size > 1:
+        if outer is not None and outer.world_size > 1:
             store = _meeting_point()
             store.set("run", json.dumps([to_yaml(config), str(run.path), tasks]))
             metrics = module.run(context)
         elif outer is not None or ranks_of(config) == 1:
             metrics = module.run(context)
         else:
-            metrics = _spawn(context, tasks)
+            metrics = spawn(context, tasks, ranks_of(config))
         run.write_metrics(metrics)
     return metrics
 
@@ -77,7 +69,16 @@ def follow() -> int:
     """What every outer rank but 0 does: wait for rank 0's config, run its task, return the exit status."""
     outer = outer_rank()
     assert outer is not None
+    _end_with_torchrun()
     quiet_dependencies()
+    try:
+        with heeded(impatient=False):
+            return _follow(outer)
+    except Preempted as preempted:
+        return preempted.exit_status
+
+
+def _follow(outer: OuterRank) -> int:
     store = _meeting_point()
     message = store.get("run")
     if not message:
@@ -89,10 +90,41 @@ def follow() -> int:
         module = importlib.import_module(f"{tasks}.{context.config.task.name}")
         _prepare_once_a_host(module, context, outer, store)
         module.run(context)
-    except UserError as error:
-        sys.stderr.write(f"rank {outer.rank}: {error}\n")
+    except Exception as error:
+        problem = f"rank {outer.rank}: {error}" if isinstance(error, UserError) else rank_failure(outer.rank)
+        sys.stderr.write(f"{problem}\n")
+        store.compare_set("failure", "", problem)  # the first one's stays
         return 1
     return 0
+
+
+@contextmanager
+def _others_failures(outer: OuterRank | None) -> Iterator[None]:
+    """On rank 0: raise what another outer rank failed of, where this one only noticed that it went away."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, Preempted) as error:
+        alone = outer is None or outer.world_size == 1
+        reported = None if alone else _reported_failure(patience=0.0 if isinstance(error, Preempted) else 3.0)
+        if reported is None:
+            raise
+        raise RankFailure(reported) from None
+
+
+def _reported_failure(patience: float) -> str | None:
+    """The first report of another rank, if one comes within `patience` seconds: it is written after connections close."""
+    deadline = time.monotonic() + patience
+    try:
+        store = _meeting_point()
+        while not store.check(["failure"]):
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.1)
+        return store.get("failure").decode()
+    except RuntimeError:  # the launcher that held the store is gone
+        return None
 
 
 def stop_followers() -> None:
@@ -139,32 +171,24 @@ def check_devices(config: Config, local_ranks: int) -> None:
 
 @contextmanager
 def recorded(run: RunDirectory) -> Iterator[None]:
-    """Keep status.json true: running, then done, failed or preempted. SIGTERM counts as an interruption."""
-    main_thread = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if main_thread else {}
-    received = ["SIGINT"]
-
-    def interrupt(number: int, _frame: object) -> None:
-        received[0] = signal.Signals(number).name
-        raise KeyboardInterrupt(received[0])
-
-    if main_thread:
-        signal.signal(signal.SIGTERM, interrupt)
+    """Keep status.json true: running, then done, failed or preempted (with the name of the signal)."""
     run.write_status("running")
     try:
         yield
-    except (KeyboardInterrupt, SystemExit) as error:  # Lightning turns the one into the other
-        name = str(error) if isinstance(error, KeyboardInterrupt) and str(error) else received[0]
-        run.write_status("preempted", f"interrupted ({name})")
+    except (Preempted, KeyboardInterrupt) as error:
+        run.write_status("preempted", f"interrupted ({str(error) or 'SIGINT'})")
         raise
     except BaseException as error:
         run.write_status("failed", str(error) or type(error).__name__)
         raise
     else:
         run.write_status("done")
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+
+def _end_with_torchrun() -> None:
+    """torchrun's agent watches its ranks; nobody watches the agent. (srun's does not die before its tasks.)"""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(os.getppid())
 
 
 def _meeting_point() -> Store:
@@ -189,80 +213,3 @@ def _prepare_once_a_host(module: Any, context: TaskContext, outer: OuterRank, st
         store.set(f"prepared/{socket.gethostname()}", "1")
     elif outer.rank != outer.local_rank:
         store.wait([f"prepared/{socket.gethostname()}"], _PREPARE_TIMEOUT)
-
-
-def _spawn(context: TaskContext, tasks: str) -> dict[str, float]:
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    world = ranks_of(context.config)
-    quiet_elastic()
-    with tempfile.TemporaryDirectory(prefix="eellm_ranks_") as reports, _threads_for(world):
-        elastic = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=world,
-            run_id=context.run_dir.name,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            max_restarts=0,
-            monitor_interval=0.1,
-            start_method="spawn",
-        )
-        try:
-            results = elastic_launch(elastic, _rank)(to_yaml(context.config), str(context.run_dir), tasks, reports)
-        except ChildFailedError as error:
-            raise _first_failure(Path(reports), error.failures) from None
-        except SignalException as error:
-            raise KeyboardInterrupt(error.sigval.name) from None
-    return results[0]
-
-
-def _rank(text: str, path: str, tasks: str, reports: str) -> dict[str, float] | None:
-    """One spawned rank. A failure goes to a file, for the parent to raise; the process just ends."""
-    rank = int(os.environ["RANK"])
-    quiet_dependencies()
-    try:
-        context = TaskContext(from_yaml(text), Path(path))
-        metrics = importlib.import_module(f"{tasks}.{context.config.task.name}").run(context)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        raised = error if isinstance(error, UserError) else RankFailure(f"rank {rank} failed:\n{traceback.format_exc()}")
-        (Path(reports) / f"{time.time():020.6f}_{rank}").write_bytes(pickle.dumps(raised))
-        sys.exit(1)
-    return metrics if rank == 0 else None
-
-
-def _first_failure(reports: Path, failures: dict[int, Any]) -> Exception:
-    """What the rank that failed first raised; the others usually fail only because it went away."""
-    killed = {rank: failure for rank, failure in failures.items() if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM}
-    written = sorted(reports.iterdir())
-    if written and not killed:
-        return pickle.loads(written[0].read_bytes())
-    rank, failure = min((killed or failures).items(), key=lambda item: item[1].timestamp)
-    how = f"killed by {failure.signal_name()}" if failure.exitcode < 0 else f"exit status {failure.exitcode}"
-    return RankFailure(f"rank {rank} ended without a report ({how}); out of memory is the usual reason")
-
-
-def quiet_elastic() -> None:
-    """Elastic reports each failed and each ended child on stderr; the rank's own error is raised instead."""
-    import logging
-
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # each has a level of its own
-
-
-@contextmanager
-def _threads_for(ranks: int) -> Iterator[None]:
-    """Share the cores out between ranks, unless the user has said how many threads each gets."""
-    if "OMP_NUM_THREADS" in os.environ:
-        yield
-        return
-    os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // ranks))
-    try:
-        yield
-    finally:
-        del os.environ["OMP_NUM_THREADS"]

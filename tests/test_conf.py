@@ -33,11 +33,9 @@ GROUPS = {
     *(
         "trainer",
         "evaluation",
-        "calibration",
         "decoding",
         "exit_policy",
         "benchmark",
-        "prepare",
         "logger",
         "experiment",
         "study",
@@ -45,6 +43,7 @@ GROUPS = {
         "hydra",
         "hydra/help",
         "hydra/job_logging",
+        "hydra/launcher",
     ),
 }
 
@@ -57,10 +56,8 @@ def runnable(overrides: list[str], run: Path, files: Path) -> list[str]:
     """The overrides with paths that exist in place of those of the example."""
     (files / "corpus.jsonl").write_text('{"text": "one"}\n')
     (files / "tokenizer.json").write_text("{}")
-    for ending in (".bin", ".idx"):
-        (files / f"corpus_text_document{ending}").touch()
     names = {"outputs/train/default/<time>": str(run), "=README.md": f"={CONF.parent / 'conf' / 'config.yaml'}"}
-    names |= {f"={name}": f"={files / name}" for name in ("corpus.jsonl", "tokenizer.json", "corpus_text_document")}
+    names |= {f"={name}": f"={files / name}" for name in ("corpus.jsonl", "tokenizer.json")}
     for name, path in names.items():
         overrides = [override.replace(name, path) for override in overrides]
     return overrides
@@ -147,3 +144,13 @@ def test_output_directories() -> None:
     assert study.hydra.sweep.dir.startswith("multirun/exit_weights/20")
     assert hydra.output_subdir is None
     assert not hydra.job.chdir
+
+
+def test_the_slurm_launcher() -> None:
+    """What submitit's plugin is given: a warning before the end, as many requeues as it takes, one task that starts the ranks."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = ["hydra/launcher=slurm", "hydra.launcher.gpus_per_node=8", "task=train", "resume=auto"]
+        launcher = hydra_compose("config", overrides, return_hydra_config=True).hydra.launcher
+    assert launcher._target_ == "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+    assert (launcher.tasks_per_node, launcher.nodes, launcher.gpus_per_node) == (1, 1, 8)
+    assert (launcher.timeout_min, launcher.signal_delay_s, launcher.max_num_timeout) == (1440, 300, 100)

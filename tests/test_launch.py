@@ -17,9 +17,11 @@ import pytest
 from eellm.config.compose import compose, fingerprint, to_yaml
 from eellm.config.schema import Config
 from eellm.errors import ConfigError, DataError
-from eellm.launch import RankFailure, check_devices, launch
+from eellm.launch import check_devices, launch
 from eellm.outer import OuterRank, first_host, outer_rank
+from eellm.preemption import SIGNALS, Preempted
 from eellm.rundir import RunDirectory
+from eellm.spawn import RankFailure
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = "tests.launch_tasks"
@@ -76,21 +78,43 @@ def test_the_failure_of_a_rank_is_the_runs(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_sigterm_is_a_preemption(tmp_path: Path) -> None:
-    config, run = a_run(tmp_path, "logger.wandb.project=wait")
+def signalled(run: RunDirectory, *numbers: int) -> None:
+    """Send this process signals, one after the other, once a rank waits."""
 
-    def interrupt() -> None:
+    def send() -> None:
         while not (run.path / "waiting").exists():
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.5)
 
-    before = signal.getsignal(signal.SIGTERM)
-    threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
+    threading.Thread(target=send, daemon=True).start()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+def test_a_signal_is_a_preemption(number: signal.Signals, tmp_path: Path) -> None:
+    config, run = a_run(tmp_path, "logger.wandb.project=wait")
+    before = [signal.getsignal(each) for each in SIGNALS]
+    signalled(run, number)
+    with pytest.raises(Preempted) as caught:
         launch(config, run, TASKS)
+    assert caught.value.exit_status == 128 + number
     assert run.status()["state"] == "preempted"
-    assert "SIGTERM" in str(run.status()["error"])
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert run.status()["error"] == f"interrupted ({number.name})"
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+@pytest.mark.dist
+def test_a_second_signal_ends_spawned_ranks_at_once(tmp_path: Path) -> None:
+    """The ranks of this task note the first one and would go on for a minute."""
+    config, run = a_run(tmp_path, "logger.wandb.project=wait_patiently", "parallel=pp2")
+    signalled(run, signal.SIGUSR1, signal.SIGTERM)
+    began = time.monotonic()
+    with pytest.raises(Preempted):
+        launch(config, run, TASKS)
+    assert time.monotonic() - began < 40
+    assert (run.path / "noted").exists()
+    assert run.status()["error"] == "interrupted (SIGTERM)"
 
 
 def outer_processes(where: Path, environments: list[dict[str, str]], *overrides: str) -> list[subprocess.CompletedProcess[str]]:

@@ -36,8 +36,9 @@ def _serve(rank: int, world_size: int, stack_file: str, inbox: Any, outbox: Any)
     from eellm.mcore.groups import destroy_groups
 
     torch.set_num_threads(1)
-    faulthandler.register(signal.SIGUSR2, file=open(stack_file, "w"), all_threads=True)  # noqa: SIM115
+    stacks = open(stack_file, "w")  # noqa: SIM115
     while True:
+        faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True)  # a task may have handled it otherwise
         work = inbox.get()
         if work is None:
             return

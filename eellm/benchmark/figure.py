@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from eellm.benchmark.paired_timing import Interval
 from eellm.layout import ParallelLayout
-from eellm.metrics import names
 from eellm.metrics.tables import TableRow
 
 MEGABYTE = 1e6
@@ -41,7 +40,7 @@ class Figure:
 
     @property
     def metric(self) -> str:
-        return names.BENCHMARK.format(figure=self.name)
+        return f"benchmark/{self.name}"
 
     def row(self, layout: str) -> TableRow:
         """A row of benchmark.csv."""

@@ -55,8 +55,7 @@ class LossAlone:
 
     def plain(self) -> torch.Tensor:
         self._clear()
-        labels = self.objective.batch.labels.t().reshape(-1)
-        objective = plain_objective(self.readouts, self.hidden, labels, self.weights, self.context)
+        objective = plain_objective(self.readouts, self.hidden, self.objective.labels, self.weights, self.context)
         objective.backward()
         return objective.detach()
 

@@ -14,11 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 HeadKind = Literal["embedding", "norm", "mlp", "block"]
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-TaskName = Literal["quickstart", "train", "evaluate", "calibrate", "generate", "benchmark", "prepare_data"]
+TaskName = Literal["quickstart", "train", "evaluate", "generate", "benchmark"]
 
 
 class Node(BaseModel):
@@ -147,23 +146,14 @@ class RampUpConfig(Node):
 
 
 class DataConfig(Node):
-    source: Literal["stdlib", "text", "jsonl", "huggingface", "megatron"]
-    """`stdlib`: the interpreter's standard-library source; `text`: a file or folder; `jsonl`: one document a line;
-    `huggingface`: a data set of the `datasets` library; `megatron`: tokens in .bin/.idx files."""
-    path: str | list[str] | None
-    """File or folder for `text` and `jsonl`; name, file or folder for `huggingface`; prefix, or several, for `megatron`."""
-    weights: list[Positive] | None
-    """Shares of several prefixes in the training samples; null = every prefix by its size."""
-    validation_path: str | list[str] | None
-    """Prefixes that are held out as they are; null = held out of `path` by `split`."""
-    subset: str | None
-    """Subset (configuration) of a Hugging Face data set."""
-    hf_split: str
-    """Split of a Hugging Face data set that is read."""
+    source: Literal["stdlib", "text", "jsonl"]
+    """`stdlib`: the interpreter's standard-library source; `text`: a file or folder; `jsonl`: one document a line."""
+    path: str | None
+    """File or folder for `text` and `jsonl`."""
     pattern: str
     """Glob of the files read from a folder."""
     text_field: str
-    """Field of a JSON line, or column of a data set, that holds the text."""
+    """Field of a JSON line that holds the text."""
     split: list[Annotated[float, Field(ge=0.0)]]
     """Shares of the documents for training and validation; normalised to sum 1."""
     sequence_length: Count
@@ -252,6 +242,8 @@ class TrainerConfig(Node):
     """Newest checkpoints kept."""
     checkpoint_async: bool
     """Write checkpoints in a process of their own while training goes on."""
+    max_nonfinite_steps: NonNegative
+    """Steps with a NaN or infinite loss or gradient that are skipped, weights untouched, before the run stops with an error."""
     recompute: Literal["none", "selective", "full"]
     """Recompute nothing, attention, or whole layers in the backward pass."""
     loss_chunk: Count
@@ -269,19 +261,6 @@ class EvaluationConfig(Node):
     """Thresholds at which decoding is timed against full depth."""
     calibration_bins: Count
     """Bins of the expected calibration error."""
-
-
-class CalibrationConfig(Node):
-    risk: Literal["disagreement", "accuracy_loss"]
-    """Share of a sequence's tokens that differ from the full model's, or that only the full model gets right."""
-    epsilon: OpenFraction
-    """Bound on the risk, the mean over sequences."""
-    delta: OpenFraction
-    """Probability that the bound may be broken, over the draw of the sequences."""
-    batches: Count
-    """Held-out global batches; more sequences certify lower thresholds."""
-    thresholds: list[Fraction | list[Fraction]]
-    """Confidence thresholds in the order in which they are tested, falling: for all exits, or one per active exit."""
 
 
 class DecodingConfig(Node):
@@ -321,8 +300,6 @@ class ExitPolicyConfig(Node):
     """Exit of `fixed_layer`."""
     active: list[int] | None
     """Layers of the exits that are evaluated; null = all."""
-    calibration: str | None
-    """A run of task=calibrate, or its calibration.json, to take thresholds and active exits from; null = as given here."""
     min_new_tokens: NonNegative
     """Tokens generated at full depth first."""
 
@@ -336,15 +313,6 @@ class BenchmarkConfig(Node):
     """Repetitions before those that count."""
     in_flight: Annotated[int, Field(ge=2)]
     """Microbatches in flight up to which the growth of memory is measured."""
-
-
-class PrepareConfig(Node):
-    output: str | None
-    """Prefix of the files that task=prepare_data writes."""
-    workers: Count | None
-    """Processes that tokenise; null = one for every core."""
-    shard_megabytes: Positive
-    """Text, in million characters, that one process tokenises at a time and that is not done again after an interruption."""
 
 
 class WandbConfig(Node):
@@ -405,11 +373,9 @@ class Config(Node):
     precision: PrecisionConfig
     trainer: TrainerConfig
     evaluation: EvaluationConfig
-    calibration: CalibrationConfig
     decoding: DecodingConfig
     exit_policy: ExitPolicyConfig
     benchmark: BenchmarkConfig
-    prepare: PrepareConfig
     logger: LoggerConfig
     debug: DebugConfig
     study: StudyConfig | None

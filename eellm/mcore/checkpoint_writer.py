@@ -21,6 +21,7 @@ from eellm.errors import WriteError, writing
 from eellm.manifest import write_manifest
 from eellm.mcore.checkpoint import failure_reason, from_main_rank
 from eellm.mcore.cpu import cpu_stand_ins
+from eellm.mcore.writer_processes import bound_children
 
 PARTIAL = ".partial"
 
@@ -47,7 +48,7 @@ class CheckpointWriter:
         self.finish(wait=True)
         partial = _partial(path)
         from_main_rank(lambda: _make_room(partial))
-        with _write_errors(partial), cpu_stand_ins():
+        with _write_errors(partial), cpu_stand_ins(), bound_children():
             request = dist_checkpointing.save(state, str(partial), async_sharded_save=self._in_background, **_STRATEGY)
             if request is not None:
                 self._queue.schedule_async_request(request)

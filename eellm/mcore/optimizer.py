@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
 from megatron.core.optimizer import OptimizerConfig as McoreOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from eellm.config.schema import OptimizerConfig, PrecisionConfig
@@ -20,13 +22,20 @@ from eellm.mcore.parts import DTYPES, TransformerConfig
 # the only distributed format that another pipeline layout can load
 CHECKPOINT_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
+LOWEST_LOSS_SCALE = 1.0
+
 
 @dataclass(frozen=True)
 class StepResult:
-    """`applied` is False where fp16 met an overflow and the step was skipped; the norm is the global one before clipping."""
+    """How an update ended, the same on all ranks.
 
-    applied: bool
+    `overflow`: fp16's loss scale was too large and has been lowered; the weights are as before. `nonfinite`: a gradient
+    or their norm is NaN or infinite, and no lower scale can help; the weights and the optimizer's states are as before.
+    """
+
+    outcome: Literal["applied", "overflow", "nonfinite"]
     grad_norm: float
+    """The global norm before clipping; NaN after an overflow."""
 
 
 class MegatronOptimizer:
@@ -43,12 +52,11 @@ class MegatronOptimizer:
             adam_beta2=optimizer.beta2,
             adam_eps=optimizer.eps,
             sgd_momentum=optimizer.momentum,
-            # an infinite bound clips nothing and still has the norm computed
-            clip_grad=optimizer.clip_grad or float("inf"),
             bf16=dtype == "bf16",
             fp16=dtype == "fp16",
             params_dtype=DTYPES[dtype],
             initial_loss_scale=precision.initial_loss_scale,
+            min_loss_scale=LOWEST_LOSS_SCALE,
             loss_scale_window=precision.loss_scale_window,
             use_distributed_optimizer=optimizer.distributed,
             overlap_param_gather=optimizer.overlap_param_gather,
@@ -57,6 +65,8 @@ class MegatronOptimizer:
             self._optimizer = get_megatron_optimizer(settings, wrapped)
         for group in self.param_groups:  # mcore leaves this to its own scheduler
             group["weight_decay"] = optimizer.weight_decay * group["wd_mult"]
+        self._clip = optimizer.clip_grad or math.inf
+        self._lowest_scale = LOWEST_LOSS_SCALE if dtype == "fp16" else math.inf
         self._fp32_model = dtype == "fp32"
         self._template: dict[str, Any] | None = None
         config.grad_scale_func = self._optimizer.scale_loss
@@ -78,10 +88,20 @@ class MegatronOptimizer:
         self._optimizer.zero_grad()
 
     def step(self) -> StepResult:
-        """Unscale, clip, update."""
-        with cpu_stand_ins():
-            applied, norm, _ = self._optimizer.step()
-        return StepResult(bool(applied), float("nan") if norm is None else float(norm))
+        """Unscale, clip, update; megatron-core's `step`, with a look at the norm before anything is changed."""
+        scale = self.loss_scale()
+        with cpu_stand_ins(), torch.no_grad():
+            if self._optimizer.prepare_grads():
+                # the scale stops falling at its minimum: what overflows there is no matter of scale
+                return StepResult("overflow" if scale > self._lowest_scale else "nonfinite", math.nan)
+            norm = float(self._optimizer.get_grad_norm())
+            if not math.isfinite(norm):
+                return StepResult("nonfinite", norm)
+            for part in self._parts():
+                if part.get_parameters():
+                    clip_grad_by_total_norm_fp32(part.get_parameters(), self._clip, norm)
+            self._optimizer.step_with_ready_grads()
+        return StepResult("applied", norm)
 
     def sharded_state(self, model_state: dict[str, Any], is_loading: bool) -> dict[str, Any]:
         """megatron-core's global view of the optimizer states, in terms of the model's (`Stage.sharded_state_dict`)."""

@@ -32,6 +32,7 @@ class Speedometer:
         self._synchronise = synchronise
         self._clock = clock
         self._start = clock()
+        self._paused = False
         self._steps = self._tokens = 0
 
     def restart(self) -> None:
@@ -47,13 +48,17 @@ class Speedometer:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave validation, checkpoints and the like out of the lap."""
+        """Leave validation, checkpoints and the like out of the lap; a pause within a pause counts once."""
+        if self._paused:
+            yield
+            return
         self._synchronise()
-        began = self._clock()
+        self._paused, began = True, self._clock()
         try:
             yield
         finally:
             self._synchronise()
+            self._paused = False
             self._start += self._clock() - began
 
     def lap(self) -> dict[str, float]:

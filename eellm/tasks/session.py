@@ -14,6 +14,7 @@ from eellm.layout import ParallelLayout
 from eellm.mcore.groups import Groups, destroy_groups, init_groups, init_process_group, pick_device
 from eellm.metrics.recorder import Recorder, open_recorder
 from eellm.model.spec import ModelSpec, StageSpec, build_layout, build_spec, plan_stages, tied_stages
+from eellm.preemption import Preempted
 from eellm.tasks.context import TaskContext
 
 
@@ -64,7 +65,7 @@ def recording(context: TaskContext, resume_step: int | None = None) -> Iterator[
     final: dict[str, float] = {}
     try:
         yield recorder, final
-    except (KeyboardInterrupt, SystemExit):
+    except (Preempted, KeyboardInterrupt):
         recorder.close(final, "preempted")
         raise
     except BaseException:

@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 
 from eellm.data.corpus import Corpus, prepare_corpus
+from eellm.metrics.names import STEP, TIME
 from eellm.metrics.recorder import Recorder
+from eellm.metrics.rows import read_rows, rows_until
 from eellm.rundir import step_of, whole_checkpoint
 from eellm.tasks.context import TaskContext
 from eellm.tasks.session import Plan, groups_of, process_group, recording
@@ -44,4 +46,12 @@ def train(context: TaskContext, recorder: Recorder, device: torch.device) -> dic
     plan = Plan.of(config, corpus.vocab_size)
     job = TrainingJob(config, plan.spec, plan.stages, corpus, context.run_dir, resume_checkpoint(context))
     with groups_of(plan, device, config.seed) as groups:
-        return dict(fit(job, groups, recorder).latest)
+        return recorded_before(context) | fit(job, groups, recorder).latest
+
+
+def recorded_before(context: TaskContext) -> dict[str, float]:
+    """The last values that a resumed run has on record: it may have been interrupted when little or nothing was left to do."""
+    values: dict[str, float] = {}
+    for row in rows_until(read_rows(context.run.metrics), resume_step(context)) if context.config.resume else []:
+        values |= row
+    return {name: value for name, value in values.items() if name not in (STEP, TIME)}

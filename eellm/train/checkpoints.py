@@ -12,10 +12,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from eellm.config.schema import TrainerConfig
 from eellm.mcore.checkpoint_writer import CheckpointWriter
 from eellm.rundir import RunDirectory, step_name, step_of
+from eellm.train.after_step import AfterStep
 from eellm.train.module import EarlyExitModule
 
 
-class Checkpoints(Checkpoint):
+class Checkpoints(AfterStep, Checkpoint):
     """Every `checkpoint_every` steps and at the end. All ranks take part in every call."""
 
     def __init__(self, run: RunDirectory, options: TrainerConfig):
@@ -38,7 +39,7 @@ class Checkpoints(Checkpoint):
         if trainer.global_step > 0:  # what it was resumed from
             self._saved = trainer.global_step
 
-    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def after_step(self, trainer: Trainer) -> None:
         self.writer.finish(wait=False)
         if self._every and trainer.global_step % self._every == 0:
             self.save(trainer)

@@ -14,10 +14,12 @@ from eellm.data.corpus import Corpus
 from eellm.mcore.groups import Groups
 from eellm.metrics.recorder import Recorder
 from eellm.model.spec import ModelSpec, StageSpec
+from eellm.preemption import deferred
 from eellm.quiet import quiet_dependencies
 from eellm.rundir import RunDirectory
 from eellm.train.checkpoints import Checkpoints
 from eellm.train.module import EarlyExitModule
+from eellm.train.preemption import NoSignalHandlers, Preemption, raise_where_requested
 from eellm.train.progress import ProgressDisplay
 from eellm.train.strategy import MegatronStrategy
 
@@ -35,12 +37,15 @@ class TrainingJob:
 
 
 def fit(job: TrainingJob, groups: Groups, recorder: Recorder, extra_callbacks: Sequence[Callback] = ()) -> EarlyExitModule:
-    """Train to trainer.max_steps; returns the module, whose `latest` holds the last metrics. All ranks call this."""
+    """Train to trainer.max_steps; returns the module, whose `latest` holds the last metrics. All ranks call this.
+
+    Raises Preempted, with a checkpoint written, where a signal has asked any of them to end.
+    """
     config = job.config
     quiet_dependencies()  # Lightning sets the levels of its loggers when it is imported
     module = EarlyExitModule(config, job.spec, job.plan, groups, job.corpus, recorder)
     checkpoints = Checkpoints(RunDirectory(job.run_dir), config.trainer)
-    callbacks = [*extra_callbacks, checkpoints]
+    callbacks = [*extra_callbacks, checkpoints, Preemption(checkpoints)]
     if groups.is_main and config.trainer.progress != "none":
         callbacks.append(ProgressDisplay(config.trainer.progress, job.spec.heads, config.trainer.max_steps))
     trainer = Trainer(
@@ -62,5 +67,8 @@ def fit(job: TrainingJob, groups: Groups, recorder: Recorder, extra_callbacks: S
         profiler=PyTorchProfiler(dirpath=job.run_dir, filename="profile") if config.debug.profile else None,
         default_root_dir=job.run_dir,
     )
-    trainer.fit(module, ckpt_path=None if job.resume_from is None else str(job.resume_from), weights_only=False)
+    trainer._signal_connector = NoSignalHandlers(trainer)
+    with deferred():
+        trainer.fit(module, ckpt_path=None if job.resume_from is None else str(job.resume_from), weights_only=False)
+        raise_where_requested(groups.device)  # since the last step
     return module

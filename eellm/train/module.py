@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -26,6 +27,7 @@ from eellm.metrics.speed import Speedometer, peak_memory_gb
 from eellm.model.objective import HeadWeights, ObjectiveOptions, head_weights
 from eellm.model.spec import ModelSpec, StageSpec
 from eellm.train.lr_schedule import learning_rate
+from eellm.train.nonfinite import NonFiniteSteps
 
 
 class OptimizerAdapter(torch.optim.Optimizer):
@@ -43,9 +45,10 @@ class OptimizerAdapter(torch.optim.Optimizer):
     def state(self) -> dict[Any, Any]:  # type: ignore[override]
         return {}
 
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None, update: bool = True) -> Any:  # type: ignore[override]
+        """Without `update` the step counts as one and changes nothing: its losses are not finite."""
         loss = closure() if closure is not None else None
-        self.last = self.optimizer.step()
+        self.last = self.optimizer.step() if update else StepResult("nonfinite", math.nan)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -73,6 +76,7 @@ class EarlyExitModule(LightningModule):
         self.latest: dict[str, float] = {}
         """The last logged value of every metric, for progress displays and the final summary."""
         self._validation: dict[str, float] = defaultdict(float)
+        self.nonfinite = NonFiniteSteps(config.trainer.max_nonfinite_steps, plan)
         self.speed = Speedometer(
             flops_per_token=training_flops(spec, config.data.sequence_length),
             world_size=groups.layout.world_size,
@@ -113,7 +117,9 @@ class EarlyExitModule(LightningModule):
         self.chunks.zero_grad()
         self.megatron_optimizer.zero_grad()
         losses = self.engine.run(batch, weights)
-        self.optimizers().step()
+        self.optimizers().step(update=all(math.isfinite(mean) for mean in losses.means.values()))
+        if self.optimizers().optimizer.last.outcome == "nonfinite":
+            self.nonfinite.skip(step + 1, losses.means, self.chunks.stages)
         samples = batch.num_sequences * self.groups.layout.dp
         self.consumed_samples += samples
         self.speed.step(samples * config.data.sequence_length)
@@ -129,6 +135,8 @@ class EarlyExitModule(LightningModule):
         metrics |= {names.GRAD_NORM: result.grad_norm, **scheduled}
         if self.run_config.precision.dtype == "fp16":
             metrics[names.LOSS_SCALE] = self.megatron_optimizer.loss_scale()
+        if self.nonfinite.allowed:
+            metrics[names.NONFINITE_STEPS] = self.nonfinite.skipped
         metrics |= self.speed.lap()
         metrics |= self._memory_by_stage()
         self._record(metrics)
@@ -167,6 +175,8 @@ class EarlyExitModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["consumed_samples"] = self.consumed_samples
+        checkpoint["nonfinite_steps"] = self.nonfinite.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.consumed_samples = checkpoint["consumed_samples"]
+        self.nonfinite.skipped = checkpoint.get("nonfinite_steps", 0)

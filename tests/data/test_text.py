@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eellm.data.sources.text_files import section_length, sections
-from eellm.data.text import corpus_files, documents, fingerprint
+from eellm.data.text import corpus_files, documents, fingerprint, section_length, sections
 from eellm.errors import DataError
 
 

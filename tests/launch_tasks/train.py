@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from eellm.errors import CheckpointError, DataError
+from eellm.preemption import deferred
 from eellm.tasks.context import TaskContext
 
 
@@ -22,6 +23,12 @@ def run(context: TaskContext) -> dict[str, float]:
     if how == "wait":
         (context.run_dir / "waiting").touch()
         time.sleep(60)
+    if how == "wait_patiently":
+        with deferred(lambda number, again: (context.run_dir / "noted").touch()):
+            (context.run_dir / "waiting").touch()
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                time.sleep(0.1)
     if rank == 1:
         if how == "user":
             raise DataError("the corpus is gone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -55,7 +56,9 @@ class Samples(Callback):
         self.seen.extend(batch.sample_ids.flatten().tolist())
 
 
-def train(rank: int, overrides: list[str], run_dir: str, resume_from: str | None = None) -> dict:
+def train(
+    rank: int, overrides: list[str], run_dir: str, resume_from: str | None = None, extra_callbacks: Sequence[Callback] = ()
+) -> dict:
     """Sample numbers of every step on this rank, the last metrics, and the names of the checkpoints."""
     quiet_dependencies()
     config = compose([*BASE, f"data.cache_dir={Path(run_dir).parent / 'cache'}", *overrides])
@@ -66,6 +69,6 @@ def train(rank: int, overrides: list[str], run_dir: str, resume_from: str | None
     seen: list[int] = []
     recorder = open_recorder(config, Path(run_dir), groups.is_main)
     job = TrainingJob(config, plan.spec, plan.stages, corpus, Path(run_dir), Path(resume_from) if resume_from else None)
-    module = fit(job, groups, recorder, [Samples(seen)])
+    module = fit(job, groups, recorder, [Samples(seen), *extra_callbacks])
     steps = sorted(path.name for path in (Path(run_dir) / "checkpoints").iterdir())
     return {"seen": seen, "latest": module.latest, "checkpoints": steps}
