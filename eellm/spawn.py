@@ -10,6 +10,7 @@ import pickle
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -20,9 +21,14 @@ from typing import Any
 from eellm.config.compose import from_yaml, to_yaml
 from eellm.errors import UserError
 from eellm.lifetime import end_with_parent
-from eellm.preemption import Preempted, deferred, heeded, requested
+from eellm.preemption import SIGNALS, Preempted, deferred, heeded, requested
 from eellm.quiet import quiet_dependencies
 from eellm.tasks.context import TaskContext
+
+_WELL_ENDED = (None, 0, *(128 + number for number in SIGNALS))
+"""Exit codes of ranks that still run, are done, or have ended as they were asked to."""
+_GRACE = 3.0
+"""Seconds in which the other ranks can end by themselves."""
 
 
 class RankFailure(Exception):
@@ -39,7 +45,12 @@ def spawn(context: TaskContext, tasks: str, world_size: int) -> dict[str, float]
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     quiet_elastic()
-    with tempfile.TemporaryDirectory(prefix="eellm_ranks_") as reports, _threads_for(world_size), deferred(_pass_on):
+    with (
+        tempfile.TemporaryDirectory(prefix="eellm_ranks_") as reports,
+        _threads_for(world_size),
+        _no_survivors(),
+        deferred(_pass_on),
+    ):
         elastic = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -67,6 +78,30 @@ def _pass_on(number: int, again: bool) -> None:
             os.kill(child.pid, signal.SIGKILL if again else number)
 
 
+@contextmanager
+def _no_survivors() -> Iterator[None]:
+    """Kill the ranks that outlive a failed one: they may wait for it in a collective, where no signal handler is run."""
+    over = threading.Event()
+
+    def watch() -> None:
+        ranks: set[Any] = set()
+        while not over.wait(0.2):
+            ranks.update(multiprocessing.active_children())
+            if any(rank.exitcode not in _WELL_ENDED for rank in ranks):
+                over.wait(_GRACE)
+                for rank in multiprocessing.active_children():
+                    rank.kill()
+                return
+
+    thread = threading.Thread(target=watch, daemon=True, name="survivors")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def _rank(text: str, path: str, tasks: str, reports: str, parent: int) -> dict[str, float] | None:
     """One spawned rank. A failure goes to a file, for the parent to raise; the process just ends."""
     end_with_parent(parent)
@@ -80,7 +115,7 @@ def _rank(text: str, path: str, tasks: str, reports: str, parent: int) -> dict[s
         ours = isinstance(error, UserError | Preempted)
         raised = error if ours else RankFailure(rank_failure(rank))
         (Path(reports) / f"{time.time():020.6f}_{rank}").write_bytes(pickle.dumps(raised))
-        sys.exit(1)
+        sys.exit(error.exit_status if isinstance(error, Preempted) else 1)
     return metrics if rank == 0 else None
 
 
