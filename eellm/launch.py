@@ -50,10 +50,14 @@ def launch(config: Config, run: RunDirectory, tasks: str = TASKS) -> dict[str, f
     context = TaskContext(config, run.path)
     quiet_dependencies()
     with heeded(impatient=outer is None or outer.world_size == 1), recorded(run), _others_failures(outer):
-        check_devices(config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if outer else ranks_of(config))
         module = importlib.import_module(f"{tasks}.{config.task.name}")
+        without_ranks = getattr(module, "WITHOUT_RANKS", False)
+        if not without_ranks:
+            check_devices(config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if outer else ranks_of(config))
         module.prepare(context)
-        if outer is not None and outer.world_size > 1:
+        if without_ranks:
+            metrics = module.run(context)
+        elif outer is not None and outer.world_size > 1:
             store = _meeting_point()
             store.set("run", json.dumps([to_yaml(config), str(run.path), tasks]))
             metrics = module.run(context)

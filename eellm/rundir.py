@@ -70,6 +70,11 @@ class RunDirectory:
         return self.path / "corpus.json"
 
     @property
+    def calibration(self) -> Path:
+        """Certified exit thresholds, written by task=calibrate."""
+        return self.path / "calibration.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

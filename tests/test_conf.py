@@ -33,9 +33,11 @@ GROUPS = {
     *(
         "trainer",
         "evaluation",
+        "calibration",
         "decoding",
         "exit_policy",
         "benchmark",
+        "prepare",
         "logger",
         "experiment",
         "study",
@@ -56,8 +58,10 @@ def runnable(overrides: list[str], run: Path, files: Path) -> list[str]:
     """The overrides with paths that exist in place of those of the example."""
     (files / "corpus.jsonl").write_text('{"text": "one"}\n')
     (files / "tokenizer.json").write_text("{}")
+    for ending in (".bin", ".idx"):
+        (files / f"corpus_text_document{ending}").touch()
     names = {"outputs/train/default/<time>": str(run), "=README.md": f"={CONF.parent / 'conf' / 'config.yaml'}"}
-    names |= {f"={name}": f"={files / name}" for name in ("corpus.jsonl", "tokenizer.json")}
+    names |= {f"={name}": f"={files / name}" for name in ("corpus.jsonl", "tokenizer.json", "corpus_text_document")}
     for name, path in names.items():
         overrides = [override.replace(name, path) for override in overrides]
     return overrides

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from eellm.benchmark.paired_timing import Interval
 from eellm.layout import ParallelLayout
+from eellm.metrics import names
 from eellm.metrics.tables import TableRow
 
 MEGABYTE = 1e6
@@ -40,7 +41,7 @@ class Figure:
 
     @property
     def metric(self) -> str:
-        return f"benchmark/{self.name}"
+        return names.BENCHMARK.format(figure=self.name)
 
     def row(self, layout: str) -> TableRow:
         """A row of benchmark.csv."""

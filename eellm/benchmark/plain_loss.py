@@ -55,7 +55,8 @@ class LossAlone:
 
     def plain(self) -> torch.Tensor:
         self._clear()
-        objective = plain_objective(self.readouts, self.hidden, self.objective.labels, self.weights, self.context)
+        labels = self.objective.batch.labels.t().reshape(-1)
+        objective = plain_objective(self.readouts, self.hidden, labels, self.weights, self.context)
         objective.backward()
         return objective.detach()
 

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from eellm.config.commandline import CONF, composing_errors, explained, forced, parse_override
 from eellm.config.parse import parse
-from eellm.config.request import FROM_CHECKPOINT, Request, typed_value
+from eellm.config.request import FROM_CHECKPOINT, READS_A_MODEL, Request, typed_value
 from eellm.config.schema import Config
 from eellm.config.validate import check
 from eellm.errors import CheckpointError, ConfigError, Problem
@@ -132,7 +132,7 @@ def saved_values(given: str) -> dict[str, Any]:
 def _with_saved_run(values: dict[str, Any], request: Request) -> tuple[dict[str, Any], list[Problem]]:
     task = values["task"].get("name") if isinstance(values.get("task"), dict) else None
     checkpoint, resume = values.get("checkpoint"), values.get("resume")
-    if task in ("evaluate", "generate") and isinstance(checkpoint, str) and resume is None:
+    if task in READS_A_MODEL and isinstance(checkpoint, str) and resume is None:
         whole_checkpoint("checkpoint", checkpoint)
         return with_checkpoint(values, saved_values(checkpoint), request), []
     if task == "train" and isinstance(resume, str) and resume != "auto" and checkpoint is None:

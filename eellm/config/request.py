@@ -16,6 +16,9 @@ from eellm.errors import Problem
 FROM_CHECKPOINT = ("model", "exits", "tokenizer")
 """Groups that `checkpoint=` brings along."""
 
+READS_A_MODEL = ("evaluate", "calibrate", "generate")
+"""Tasks that need a checkpoint."""
+
 _ALWAYS = ("task", "experiment", "study", "machine", "hydra", "name", "seed", "device", "objective", "checkpoint", "resume")
 _TRAINING: tuple[str, ...] = (
     *("model", "exits", "loss_weights", "parallel", "schedule", "data", "tokenizer"),
@@ -26,16 +29,24 @@ TASK_READS: dict[str, tuple[str, ...]] = {
     "quickstart": (*_TRAINING, "evaluation", "decoding", "exit_policy"),
     "train": _TRAINING,
     "evaluate": ("data", "parallel", "schedule", "precision", "evaluation", "logger", "trainer.loss_chunk"),
+    "calibrate": (
+        *("data", "parallel", "schedule", "precision", "calibration", "logger", "trainer.loss_chunk"),
+        "exit_policy",
+    ),
     "generate": ("parallel", "precision", "decoding", "exit_policy", "logger"),
     "benchmark": (
         *("model", "exits", "loss_weights", "parallel", "schedule", "tokenizer", "precision", "benchmark", "logger"),
         *("data.sequence_length", "data.micro_batch_size", "data.global_batch_size"),
         *("trainer.recompute", "trainer.loss_chunk"),
     ),
+    "prepare_data": ("prepare", "data", "tokenizer"),
 }
 """Groups, or single keys of a group, that a task reads."""
 
+_BATCHES = ("split", "sequence_length", "micro_batch_size", "global_batch_size", "ramp_up", "document_boundaries", "num_workers")
+
 READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
+    (tuple(f"data.{key}" for key in _BATCHES), "task.name", ("quickstart", "train", "evaluate", "calibrate", "benchmark")),
     (("evaluation.speed_thresholds",), "task.name", ("quickstart",)),
     (("loss_weights.initial", "loss_weights.shape"), "loss_weights.kind", ("warmup", "cooldown")),
     (("loss_weights.steps",), "loss_weights.kind", ("warmup", "cooldown", "rotating")),
@@ -43,14 +54,21 @@ READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
     (("optimizer.beta1", "optimizer.beta2", "optimizer.eps"), "optimizer.name", ("adam",)),
     (("tokenizer.path", "tokenizer.end_of_document"), "tokenizer.kind", ("file",)),
     (("tokenizer.vocab_size", "tokenizer.train_megabytes"), "tokenizer.kind", ("byte_bpe",)),
-    (("data.path", "data.pattern"), "data.source", ("text", "jsonl")),
-    (("data.text_field",), "data.source", ("jsonl",)),
+    (("tokenizer.vocab_size", "tokenizer.train_megabytes"), "data.source", ("stdlib", "text", "jsonl", "huggingface")),
+    (("data.path",), "data.source", ("text", "jsonl", "huggingface", "megatron")),
+    (("data.pattern",), "data.source", ("text", "jsonl")),
+    (("data.text_field",), "data.source", ("jsonl", "huggingface")),
+    (("data.subset", "data.hf_split"), "data.source", ("huggingface",)),
+    (("data.weights", "data.validation_path"), "data.source", ("megatron",)),
     (("data.ramp_up",), "task.name", ("quickstart", "train")),
     (("precision.initial_loss_scale", "precision.loss_scale_window"), "precision.dtype", ("fp16",)),
     (("lr_schedule.min_ratio", "lr_schedule.decay_steps"), "lr_schedule.kind", ("cosine", "linear", "inverse_sqrt")),
     (("model.rotary_fraction", "model.rotary_base"), "model.position", ("rotary",)),
     (("decoding.max_pending",), "decoding.mode", ("catch_up", "kv_recompute")),
     (("decoding.draft_length",), "decoding.mode", ("self_speculative",)),
+    (("exit_policy.threshold", "exit_policy.min_new_tokens"), "task.name", ("quickstart", "generate")),
+    (("exit_policy.calibration",), "task.name", ("generate",)),
+    (("exit_policy.calibration",), "exit_policy.kind", ("max_probability",)),
     (("exit_policy.layer",), "exit_policy.kind", ("fixed_layer",)),
     (("exit_policy.threshold",), "exit_policy.kind", ("max_probability", "margin", "entropy", "patience")),
 )
@@ -83,7 +101,7 @@ def unread_overrides(task: str, request: Request) -> Iterator[Problem]:
     reads = TASK_READS[task]
     for override in request.parsed:
         known = override.group in Config.model_fields and override.group not in _ALWAYS
-        if not known or (task in ("evaluate", "generate") and override.group in FROM_CHECKPOINT):
+        if not known or (task in READS_A_MODEL and override.group in FROM_CHECKPOINT):
             continue
         if not any(_covers(read, override.key) for read in reads):
             tasks = [name for name, groups in TASK_READS.items() if any(_covers(read, override.key) for read in groups)]

@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 HeadKind = Literal["embedding", "norm", "mlp", "block"]
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-TaskName = Literal["quickstart", "train", "evaluate", "generate", "benchmark"]
+TaskName = Literal["quickstart", "train", "evaluate", "calibrate", "generate", "benchmark", "prepare_data"]
 
 
 class Node(BaseModel):
@@ -146,14 +147,23 @@ class RampUpConfig(Node):
 
 
 class DataConfig(Node):
-    source: Literal["stdlib", "text", "jsonl"]
-    """`stdlib`: the interpreter's standard-library source; `text`: a file or folder; `jsonl`: one document a line."""
-    path: str | None
-    """File or folder for `text` and `jsonl`."""
+    source: Literal["stdlib", "text", "jsonl", "huggingface", "megatron"]
+    """`stdlib`: the interpreter's standard-library source; `text`: a file or folder; `jsonl`: one document a line;
+    `huggingface`: a data set of the `datasets` library; `megatron`: tokens in .bin/.idx files."""
+    path: str | list[str] | None
+    """File or folder for `text` and `jsonl`; name, file or folder for `huggingface`; prefix, or several, for `megatron`."""
+    weights: list[Positive] | None
+    """Shares of several prefixes in the training samples; null = every prefix by its size."""
+    validation_path: str | list[str] | None
+    """Prefixes that are held out as they are; null = held out of `path` by `split`."""
+    subset: str | None
+    """Subset (configuration) of a Hugging Face data set."""
+    hf_split: str
+    """Split of a Hugging Face data set that is read."""
     pattern: str
     """Glob of the files read from a folder."""
     text_field: str
-    """Field of a JSON line that holds the text."""
+    """Field of a JSON line, or column of a data set, that holds the text."""
     split: list[Annotated[float, Field(ge=0.0)]]
     """Shares of the documents for training and validation; normalised to sum 1."""
     sequence_length: Count
@@ -263,6 +273,19 @@ class EvaluationConfig(Node):
     """Bins of the expected calibration error."""
 
 
+class CalibrationConfig(Node):
+    risk: Literal["disagreement", "accuracy_loss"]
+    """Share of a sequence's tokens that differ from the full model's, or that only the full model gets right."""
+    epsilon: OpenFraction
+    """Bound on the risk, the mean over sequences."""
+    delta: OpenFraction
+    """Probability that the bound may be broken, over the draw of the sequences."""
+    batches: Count
+    """Held-out global batches; more sequences certify lower thresholds."""
+    thresholds: list[Fraction | list[Fraction]]
+    """Confidence thresholds in the order in which they are tested, falling: for all exits, or one per active exit."""
+
+
 class DecodingConfig(Node):
     mode: Literal["full", "catch_up", "kv_recompute", "self_speculative"]
     """`full`: every token through all layers; `catch_up`: tokens exit early, their states pass the later layers later;
@@ -300,6 +323,8 @@ class ExitPolicyConfig(Node):
     """Exit of `fixed_layer`."""
     active: list[int] | None
     """Layers of the exits that are evaluated; null = all."""
+    calibration: str | None
+    """A run of task=calibrate, or its calibration.json, to take thresholds and active exits from; null = as given here."""
     min_new_tokens: NonNegative
     """Tokens generated at full depth first."""
 
@@ -313,6 +338,15 @@ class BenchmarkConfig(Node):
     """Repetitions before those that count."""
     in_flight: Annotated[int, Field(ge=2)]
     """Microbatches in flight up to which the growth of memory is measured."""
+
+
+class PrepareConfig(Node):
+    output: str | None
+    """Prefix of the files that task=prepare_data writes."""
+    workers: Count | None
+    """Processes that tokenise; null = one for every core."""
+    shard_megabytes: Positive
+    """Text, in million characters, that one process tokenises at a time and that is not done again after an interruption."""
 
 
 class WandbConfig(Node):
@@ -373,9 +407,11 @@ class Config(Node):
     precision: PrecisionConfig
     trainer: TrainerConfig
     evaluation: EvaluationConfig
+    calibration: CalibrationConfig
     decoding: DecodingConfig
     exit_policy: ExitPolicyConfig
     benchmark: BenchmarkConfig
+    prepare: PrepareConfig
     logger: LoggerConfig
     debug: DebugConfig
     study: StudyConfig | None

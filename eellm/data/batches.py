@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from eellm.config.schema import Config, RampUpConfig
 from eellm.data.batch import GlobalBatch
 from eellm.data.corpus import Corpus
-from eellm.data.order import DatasetOrder, SampleOrder
 from eellm.data.ramp_up import BatchSizes
 from eellm.layout import ParallelLayout
 
@@ -131,7 +130,7 @@ def training_batches(
         repeat=overfit,
         ramp_up=config.data.ramp_up,
     )
-    return GlobalBatches(dataset, SampleOrder(config.seed, len(dataset)), plan)
+    return GlobalBatches(dataset, corpus.training_order(config.seed), plan)
 
 
 def validation_batches(config: Config, corpus: Corpus, layout: ParallelLayout, dp_rank: int, num_batches: int) -> GlobalBatches:
@@ -140,8 +139,7 @@ def validation_batches(config: Config, corpus: Corpus, layout: ParallelLayout, d
     Fewer where fewer are held out: no sample counts twice. Held-out samples that fill no global batch are left out,
     unless they are all there are: then the one batch is filled up with samples without loss.
     """
-    dataset = corpus.open("validation")
-    available = len(dataset)
+    dataset, available = corpus.open("validation"), corpus.validation_samples
     plan = BatchPlan(
         layout,
         dp_rank,
@@ -150,7 +148,7 @@ def validation_batches(config: Config, corpus: Corpus, layout: ParallelLayout, d
         num_batches=min(num_batches, max(1, available // layout.global_batch_size)),
         num_samples=available,
     )
-    return GlobalBatches(dataset, DatasetOrder(available), plan)
+    return GlobalBatches(dataset, corpus.validation_order(), plan)
 
 
 def loaders(

@@ -3,79 +3,100 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import logging
+import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eellm.config.paths import prefixes
 from eellm.config.schema import Config, DataConfig
+from eellm.data import prepared
+from eellm.data.blend import Blend, BlendedOrder
 from eellm.data.cache import cache_key, cache_root, new_folder, write_atomically
-from eellm.data.split import split_documents
-from eellm.data.text import Document, documents, fingerprint
-from eellm.data.tokenizer import Tokenizer, content_key
+from eellm.data.order import DatasetOrder, SampleOrder
+from eellm.data.split import split_stores
+from eellm.data.stored import Store, store_of_text, store_of_tokens
+from eellm.data.text import fingerprint
+from eellm.data.tokenizer import Tokenizer
 from eellm.data.tokenizer_files import prepare_tokenizer
 from eellm.errors import DataError
 
 if TYPE_CHECKING:
-    from eellm.data.batches import WindowDataset
+    from eellm.data.batches import Order, WindowDataset
     from eellm.mcore.datasets import WindowSource
 
 logger = logging.getLogger(__name__)
 
-_FORMAT_VERSION = 1
-"""Raised whenever the files below a corpus's folder change their meaning."""
-
-_BATCH_CHARACTERS = 2_000_000
-
-_SECONDS_BETWEEN_REPORTS = 5.0
+_FORMAT_VERSION = 2
+"""Raised whenever the files below a corpus's folder of windows change their meaning."""
 
 _COUNTS = "counts.json"
+
+
+@dataclass(frozen=True)
+class CorpusPart:
+    """Documents of one pair of files. `prefix`.bin/.idx hold all of them; `windows` holds the split and the indices of its
+    windows. `weight` is the part's share of a blend, None where parts count by their size."""
+
+    prefix: str
+    windows: str
+    weight: float | None
+    train_documents: int
+    train_tokens: int
+    validation_documents: int
+    validation_tokens: int
+
+    def tokens(self, split: str) -> int:
+        return self.train_tokens if split == "train" else self.validation_tokens
 
 
 @dataclass(frozen=True)
 class Corpus:
     """Where a tokenised corpus lies, and its numbers. Tokens include the end-of-document tokens.
 
-    `prefix`.bin/.idx hold all documents; `windows` holds the split and the indices of its windows of `sequence_length`.
-    `fingerprint` is equal for equal text tokenised alike.
+    Text is one part; `data=megatron` has one for each of its prefixes. `fingerprint` is equal for equal documents
+    tokenised alike.
     """
 
-    prefix: str
-    windows: str
+    parts: list[CorpusPart]
     tokenizer: str
     fingerprint: str
     vocab_size: int
     eod_id: int
     sequence_length: int
-    train_documents: int
-    train_tokens: int
-    validation_documents: int
-    validation_tokens: int
 
     @property
     def num_documents(self) -> int:
-        return self.train_documents + self.validation_documents
+        return sum(part.train_documents + part.validation_documents for part in self.parts)
 
     @property
     def num_tokens(self) -> int:
         return self.train_tokens + self.validation_tokens
 
     @property
+    def train_tokens(self) -> int:
+        return sum(part.train_tokens for part in self.parts)
+
+    @property
+    def validation_tokens(self) -> int:
+        return sum(part.validation_tokens for part in self.parts)
+
+    @property
     def train_samples(self) -> int:
-        """Sequences of one epoch."""
-        return num_windows(self.train_tokens, self.sequence_length)
+        """Sequences to train on; without weights, those of one epoch."""
+        return sum(self._windows("train"))
 
     @property
     def validation_samples(self) -> int:
-        """Held-out sequences."""
-        return num_windows(self.validation_tokens, self.sequence_length)
+        """Held-out sequences that can be read in the blend's shares without reading one twice."""
+        sizes = self._windows("validation")
+        return sum(sizes) if len(sizes) < 2 else Blend(self._shares("validation")).until_exhausted(sizes)
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
@@ -84,15 +105,51 @@ class Corpus:
     @classmethod
     def load(cls, path: str | Path) -> Corpus:
         """Read what `save` wrote."""
-        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        return cls(**values | {"parts": [CorpusPart(**part) for part in values["parts"]]})
 
     def open(self, split: str) -> WindowDataset:
-        """Windows of `train` or `validation`, on any number of ranks at once. Raises DataError when nothing is held out."""
+        """Windows of `train` or `validation`, on any number of ranks at once, the parts' end to end.
+
+        Raises DataError when nothing is held out, and when files have vanished.
+        """
         from eellm.mcore.datasets import open_windows
 
-        if split == "validation" and self.validation_samples == 0:
+        parts = self._parts(split)
+        if not parts:
             raise DataError("no document is held out: give data.split a second share above 0, for example [0.95, 0.05].")
-        return open_windows(_window_source(Path(self.prefix), Path(self.windows), split, self.sequence_length))
+        opened = [
+            open_windows(_window_source(Path(part.prefix), Path(part.windows), split, self.sequence_length)) for part in parts
+        ]
+        if len(opened) == 1:
+            return opened[0]
+        from torch.utils.data import ConcatDataset
+
+        return ConcatDataset(opened)
+
+    def training_order(self, seed: int) -> Order:
+        """Sample number -> index in `open("train")`: a function of the seed and the blend's weights."""
+        parts, sizes = self._parts("train"), self._windows("train")
+        if len(parts) == 1 or parts[0].weight is None:
+            return SampleOrder(seed, sum(sizes))
+        return BlendedOrder(Blend(self._shares("train")), [SampleOrder(seed, size) for size in sizes])
+
+    def validation_order(self) -> Order:
+        """Sample number -> index in `open("validation")`: a blend's parts in turn, by their shares."""
+        sizes = self._windows("validation")
+        if len(sizes) == 1:
+            return DatasetOrder(sizes[0])
+        return BlendedOrder(Blend(self._shares("validation")), [DatasetOrder(size) for size in sizes])
+
+    def _parts(self, split: str) -> list[CorpusPart]:
+        return [part for part in self.parts if num_windows(part.tokens(split), self.sequence_length) > 0]
+
+    def _windows(self, split: str) -> list[int]:
+        return [num_windows(part.tokens(split), self.sequence_length) for part in self._parts(split)]
+
+    def _shares(self, split: str) -> list[float]:
+        weights = [part.weight for part in self._parts(split)]
+        return [float(size) for size in self._windows(split)] if None in weights else [weight for weight in weights if weight]
 
 
 def prepare_corpus(config: Config) -> Corpus:
@@ -103,31 +160,25 @@ def prepare_corpus(config: Config) -> Corpus:
     """
     begin = time.perf_counter()
     data = config.data
-    content = fingerprint(data)
-    tokenizer, tokenizer_path = prepare_tokenizer(data, config.tokenizer, content)
-    if config.model.vocab_size is not None and config.model.vocab_size < tokenizer.vocab_size:
-        raise DataError(
-            f"model.vocab_size={config.model.vocab_size}: the tokenizer has {tokenizer.vocab_size} entries. "
-            "Leave model.vocab_size null, or raise it to at least that."
-        )
-    key = cache_key(_FORMAT_VERSION, content, content_key(tokenizer))
-    folder = cache_root(data) / "corpora" / key
-    if not folder.is_dir():
-        with new_folder(folder) as temporary:
-            _tokenise(data, tokenizer, temporary)
-    windows = folder / f"windows_{_windows_key(data)}"
-    if not windows.is_dir():
-        with new_folder(windows) as temporary:
-            _split_and_index(data, folder, temporary)
+    if data.source == "megatron":
+        tokenizer, tokenizer_path = prepare_tokenizer(data, prepared.tokenizer_of(data, config.tokenizer))
+        _check_vocabulary(config, tokenizer)
+        stores = [store_of_tokens(data, prefix, tokenizer) for prefix in prefixes(data.path)]
+        held_out = [store_of_tokens(data, prefix, tokenizer) for prefix in prefixes(data.validation_path)]
+        for store in [*stores, *held_out]:
+            prepared.check_ends(data, store, tokenizer)
+    else:
+        content = fingerprint(data)
+        tokenizer, tokenizer_path = prepare_tokenizer(data, config.tokenizer, content)
+        _check_vocabulary(config, tokenizer)
+        stores, held_out = [store_of_text(data, content, tokenizer)], []
     corpus = Corpus(
-        prefix=str(folder / "tokens"),
-        windows=str(windows),
+        parts=_parts(data, stores, held_out),
         tokenizer=str(tokenizer_path),
-        fingerprint=key,
+        fingerprint=_common_fingerprint([*stores, *held_out]),
         vocab_size=tokenizer.vocab_size,
         eod_id=tokenizer.eod_id,
         sequence_length=data.sequence_length,
-        **json.loads((windows / _COUNTS).read_text()),
     )
     logger.info(
         "corpus: %d documents, %d tokens (%d held out), ready in %.1f s",
@@ -137,6 +188,43 @@ def prepare_corpus(config: Config) -> Corpus:
         time.perf_counter() - begin,
     )
     return corpus
+
+
+def _check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
+    if config.model.vocab_size is not None and config.model.vocab_size < tokenizer.vocab_size:
+        raise DataError(
+            f"model.vocab_size={config.model.vocab_size}: the tokenizer has {tokenizer.vocab_size} entries. "
+            "Leave model.vocab_size null, or raise it to at least that."
+        )
+
+
+def _common_fingerprint(stores: list[Store]) -> str:
+    return stores[0].fingerprint if len(stores) == 1 else cache_key(*(store.fingerprint for store in stores))
+
+
+def _parts(data: DataConfig, stores: list[Store], held_out: list[Store]) -> list[CorpusPart]:
+    """Split the documents, and index the windows of every part, unless the cache has them."""
+    # GPTDataset names its files after its own description of itself, which another release may change
+    release = importlib.metadata.version("megatron-core")
+    made_of = [[store.fingerprint for store in stores], [store.fingerprint for store in held_out]]
+    key = cache_key(_FORMAT_VERSION, *made_of, held_out_share(data.split), data.sequence_length, release)
+    folder, every = cache_root(data) / "windows" / key, [*stores, *held_out]
+    if folder.is_dir() and not all((folder / str(number) / _COUNTS).is_file() for number in range(len(every))):
+        shutil.rmtree(folder, ignore_errors=True)
+    if not folder.is_dir():
+        with new_folder(folder) as temporary:
+            splits = split_stores(stores, held_out, held_out_share(data.split))
+            for number, (store, numbers) in enumerate(zip(every, splits, strict=True)):
+                _index(data, store, numbers, temporary / str(number))
+    weights: list[float | None] = [None] * len(stores + held_out)
+    if data.weights is not None:
+        weights[: len(stores)] = data.weights
+    return [
+        CorpusPart(
+            str(store.prefix), str(folder / str(number)), weight, **json.loads((folder / str(number) / _COUNTS).read_text())
+        )
+        for number, (store, weight) in enumerate(zip(every, weights, strict=True))
+    ]
 
 
 def num_windows(tokens: int, sequence_length: int) -> int:
@@ -151,79 +239,41 @@ def held_out_share(split: list[float]) -> float:
     return split[1] / sum(split) if len(split) == 2 else 0.0
 
 
-def _windows_key(data: DataConfig) -> str:
-    # GPTDataset names its files after its own description of itself, which another release may change
-    release = importlib.metadata.version("megatron-core")
-    return cache_key(_FORMAT_VERSION, held_out_share(data.split), data.sequence_length, release)
-
-
 def _window_source(prefix: Path, folder: Path, split: str, sequence_length: int) -> WindowSource:
     from eellm.mcore.datasets import WindowSource
 
-    return WindowSource(prefix, split, np.load(folder / f"{split}.npy"), sequence_length, folder)
+    numbers = folder / f"{split}.npy"
+    if not numbers.is_file():
+        raise DataError(
+            f"{numbers}: the split is not there any more; was the cache cleared meanwhile? "
+            "Prepare the corpus again: start the same command again."
+        )
+    return WindowSource(prefix, split, np.load(numbers), sequence_length, folder)
 
 
-def _tokenise(data: DataConfig, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write tokens.bin/.idx (every document ended by the end-of-document token) and what splitting needs to know."""
-    from eellm.mcore.datasets import write_documents
-
-    logger.info("tokenising the corpus")
-    hashes: list[bytes] = []
-    lengths: list[int] = []
-
-    reported = time.monotonic()
-
-    def tokens() -> Iterator[np.ndarray]:
-        nonlocal reported
-        for batch in _batches(documents(data)):
-            for ids in tokenizer.encode_batch(batch):
-                ids.append(tokenizer.eod_id)
-                lengths.append(len(ids))
-                yield np.asarray(ids)
-            hashes.extend(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in batch)
-            if time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
-                reported = time.monotonic()
-                logger.info("tokenised %d documents, %.1f million tokens", len(lengths), sum(lengths) / 1e6)
-
-    write_documents(folder / "tokens", tokens(), tokenizer.vocab_size)
-    np.save(folder / "hashes.npy", np.frombuffer(b"".join(hashes), dtype="<u8"))
-    np.save(folder / "lengths.npy", np.asarray(lengths, dtype=np.int64))
-
-
-def _batches(source: Iterator[Document]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for document in source:
-        batch.append(document.text)
-        characters += len(document.text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _split_and_index(data: DataConfig, tokens: Path, folder: Path) -> None:
+def _index(data: DataConfig, store: Store, numbers: dict[str, np.ndarray], folder: Path) -> None:
     """Write train.npy and validation.npy (document numbers), the indices of their windows, and counts.json."""
     from eellm.mcore.datasets import build_windows
 
-    lengths = np.load(tokens / "lengths.npy")
-    share = held_out_share(data.split)
-    train, validation = split_documents(np.load(tokens / "hashes.npy"), lengths, share)
+    folder.mkdir()
+    lengths = store.lengths
     counts: dict[str, int] = {}
-    for split, numbers in {"train": train, "validation": validation}.items():
-        count = int(lengths[numbers].sum())
-        counts |= {f"{split}_documents": len(numbers), f"{split}_tokens": count}
-        np.save(folder / f"{split}.npy", numbers)
-        if split == "train" or share > 0:
-            _check_size(data, split, len(numbers), count)
-            build_windows(_window_source(tokens / "tokens", folder, split, data.sequence_length))
+    for split in ("train", "validation"):
+        chosen = numbers.get(split, np.empty(0, dtype=np.int64))
+        count = int(lengths[chosen].sum())
+        counts |= {f"{split}_documents": len(chosen), f"{split}_tokens": count}
+        np.save(folder / f"{split}.npy", chosen)
+        if split in numbers:
+            _check_size(data, store, split, len(chosen), count)
+            build_windows(_window_source(store.prefix, folder, split, data.sequence_length))
     write_atomically(folder / _COUNTS, json.dumps(counts))
 
 
-def _check_size(data: DataConfig, split: str, number: int, tokens: int) -> None:
+def _check_size(data: DataConfig, store: Store, split: str, number: int, tokens: int) -> None:
     if num_windows(tokens, data.sequence_length) == 0:
+        where = f" of {store.prefix}" if data.source == "megatron" else ""
+        length = data.sequence_length
         raise DataError(
-            f"the {split} split has {number} documents with {tokens} tokens; data.sequence_length={data.sequence_length} needs "
-            f"at least {data.sequence_length + 1}. Give more text, shorter sequences, or another data.split (now {data.split})."
+            f"the {split} split{where} has {number} documents with {tokens} tokens; data.sequence_length={length} needs "
+            f"at least {length + 1}. Give more text, shorter sequences, or another data.split (now {data.split})."
         )

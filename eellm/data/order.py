@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 
@@ -17,10 +15,15 @@ class SampleOrder:
     def __init__(self, seed: int, num_samples: int):
         self.seed = seed
         self.num_samples = num_samples
+        self._permutations: dict[int, np.ndarray] = {}
 
     def __call__(self, number: int) -> int:
         epoch, place = divmod(number, self.num_samples)
-        return int(permutation(self.seed, epoch, self.num_samples)[place])
+        if epoch not in self._permutations:
+            # two epochs are kept: a batch can reach from one into the next
+            newest = dict(list(self._permutations.items())[-1:])
+            self._permutations = newest | {epoch: permutation(self.seed, epoch, self.num_samples)}
+        return int(self._permutations[epoch][place])
 
 
 class DatasetOrder:
@@ -33,8 +36,6 @@ class DatasetOrder:
         return number % self.num_samples
 
 
-# Two epochs: a batch can reach from one into the next.
-@functools.lru_cache(maxsize=2)
 def permutation(seed: int, epoch: int, length: int) -> np.ndarray:
     """A permutation of range(length), int64, read-only.
 

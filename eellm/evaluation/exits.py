@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 
 import torch
 
@@ -16,9 +15,8 @@ from eellm.config.schema import Config
 from eellm.data.batch import GlobalBatch
 from eellm.engine.protocol import Engine
 from eellm.errors import DataError
-from eellm.evaluation.records import Records
+from eellm.evaluation.scored import scored
 from eellm.evaluation.sums import Sums
-from eellm.evaluation.visitor import EvaluationVisitor, counted_tokens
 from eellm.mcore.groups import Groups
 from eellm.metrics.names import evaluation, share_column
 from eellm.metrics.tables import TableRow
@@ -83,13 +81,8 @@ def evaluate(
     """
     thresholds = torch.tensor(options.thresholds, dtype=torch.float32, device=groups.device)
     sums = Sums.zeros(len(spec.heads), len(thresholds), options.calibration_bins, groups.device)
-    for batch in batches:
-        batch = batch.to(groups.device)
-        records = Records()
-        engine.visit(batch, partial(EvaluationVisitor, records=records, chunk=options.chunk))
-        for index in range(len(batch)):
-            _, labels = counted_tokens(batch[index])
-            sums.add(records.gather(index, spec.heads, len(labels), groups), labels, thresholds)
+    for part in scored(engine, batches, spec, groups, options.chunk):
+        sums.add(part.scores, part.labels, thresholds)
     sums.reduce(groups.dp)
     return tabulate(sums, spec, options.thresholds)
 

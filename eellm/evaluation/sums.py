@@ -54,8 +54,12 @@ class Sums:
 
 
 def first_confident(confidence: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
-    """Index [T, n] of the first exit whose confidence [E, n] reaches the threshold [T]; E, the final head, where none does."""
-    hesitant = ~(confidence >= thresholds[:, None, None])
+    """Index [T, n] of the first exit whose confidence [E, n] reaches the threshold; E, the final head, where none does.
+
+    Thresholds are [T], the same for all exits, or [T, E].
+    """
+    per_exit = thresholds if thresholds.dim() == 2 else thresholds[:, None]
+    hesitant = ~(confidence >= per_exit[..., None])
     return hesitant.long().cumprod(dim=1).sum(dim=1)
 
 

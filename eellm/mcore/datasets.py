@@ -21,6 +21,7 @@ from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, Indexe
 from megatron.core.datasets.utils import Split
 
 from eellm.errors import DataError
+from eellm.mcore.index_file import check_pair
 
 # One seed for all runs: windows then are cached once per corpus, and held-out windows are the same whatever the run's seed.
 _WINDOW_SEED = 0
@@ -48,11 +49,39 @@ def write_documents(prefix: Path, documents: Iterable[np.ndarray], vocab_size: i
     builder.finalize(get_idx_path(str(prefix)))
 
 
-def open_documents(prefix: Path) -> IndexedDataset:
-    """Memory-map `prefix`.bin and .idx; item i is the tokens of document i. Raises DataError when they are missing."""
-    if not IndexedDataset.exists(str(prefix)):
-        raise DataError(f"{prefix}: {prefix.name}.bin or {prefix.name}.idx is missing. Prepare the corpus again.")
-    return IndexedDataset(str(prefix))
+def merge_documents(prefix: Path, shards: Iterable[Path], vocab_size: int) -> None:
+    """Write `prefix`.bin and .idx with the documents of all shards, one shard after the other."""
+    builder = IndexedDatasetBuilder(get_bin_path(str(prefix)), dtype=DType.optimal_dtype(vocab_size))
+    for shard in shards:
+        builder.add_index(str(shard))
+    builder.finalize(get_idx_path(str(prefix)))
+
+
+class Documents(IndexedDataset):
+    """`.bin`/`.idx` files by document: one that was stored sentence by sentence is read as one piece, an empty one left out."""
+
+    def initialize(self, *settings: object) -> None:
+        """Called by `__init__` and, in a loader's process, by `__setstate__`."""
+        super().initialize(*settings)
+        index, bounds = self.index, np.unique(self.index.document_indices)
+        begins = bounds[:-1]
+        index.sequence_lengths = np.add.reduceat(index.sequence_lengths, begins, dtype=np.int64).astype(np.int32)
+        index.sequence_pointers = index.sequence_pointers[begins]
+        filled = index.sequence_lengths > 0
+        index.sequence_lengths, index.sequence_pointers = index.sequence_lengths[filled], index.sequence_pointers[filled]
+        index.sequence_count = len(index.sequence_lengths)
+        index.document_indices = np.arange(index.sequence_count + 1)
+
+
+def open_documents(prefix: Path) -> Documents:
+    """Memory-map `prefix`.bin and .idx; item i is the tokens of document i.
+
+    Raises DataError when they are missing, damaged, or hold nothing.
+    """
+    check_pair(prefix)
+    if not Path(get_bin_path(str(prefix))).stat().st_size:
+        raise DataError(f"{prefix}.bin: holds no tokens. Prepare it from text that is not empty.")
+    return Documents(str(prefix))
 
 
 def build_windows(source: WindowSource) -> int:
@@ -66,7 +95,10 @@ def open_windows(source: WindowSource) -> GPTDataset:
     Safe on any number of ranks at once. Raises DataError when the indices are missing.
     """
     if not any(source.folder.glob(f"*-{_SPLITS[source.split].name}-shuffle_index.npy")):
-        raise DataError(f"{source.folder}: no window index of the {source.split} split. Prepare the corpus again.")
+        raise DataError(
+            f"{source.folder}: no window index of the {source.split} split; was the cache cleared meanwhile? "
+            "Prepare the corpus again: start the same command again."
+        )
     return _dataset(source)
 
 

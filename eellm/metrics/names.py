@@ -25,7 +25,8 @@ HEAD_PATTERN = r"exit_\d{2,}|final"
 
 @dataclass(frozen=True)
 class Metric:
-    """One family of keys. `{head}` in the pattern stands for `exit_06` or `final`, `{stage}` for a stage number.
+    """One family of keys. `{head}` in the pattern stands for `exit_06` or `final`, `{stage}` for a stage number,
+    `{figure}` for a row of benchmark.csv.
 
     `reduction` says how the ranks' numbers become the one that is written: `token_mean` = sum over all
     tokens divided by their global count, `same` = equal on all ranks already, `max` and `sum` over ranks.
@@ -38,7 +39,9 @@ class Metric:
     description: str
 
     def matches(self, key: str) -> bool:
-        pattern = re.escape(self.pattern).replace(r"\{head\}", f"(?:{HEAD_PATTERN})").replace(r"\{stage\}", r"\d+")
+        pattern = re.escape(self.pattern)
+        for name, values in {"head": f"(?:{HEAD_PATTERN})", "stage": r"\d+", "figure": r"\w+/\w+"}.items():
+            pattern = pattern.replace(rf"\{{{name}\}}", values)
         return re.fullmatch(pattern, key) is not None
 
 
@@ -66,6 +69,9 @@ GENERATE_AGREEMENT = "generate/agreement"
 GENERATE_MEAN_LAYERS = "generate/mean_layers"
 GENERATE_ACCEPTANCE_RATE = "generate/acceptance_rate"
 GENERATE_MEAN_ACCEPTED_LENGTH = "generate/mean_accepted_length"
+BENCHMARK = "benchmark/{figure}"
+CALIBRATE_RISK = "calibrate/risk"
+CALIBRATE_MEAN_LAYERS = "calibrate/mean_layers"
 
 METRICS: tuple[Metric, ...] = (
     Metric(TRAIN_LOSS, "nats/token", "token_mean", "lower", "Cross-entropy of a head on the step's batch"),
@@ -92,6 +98,9 @@ METRICS: tuple[Metric, ...] = (
     Metric(GENERATE_MEAN_LAYERS, "layers", "same", "lower", "Mean layers a generated token passed before it was emitted"),
     Metric(GENERATE_ACCEPTANCE_RATE, "share", "same", "higher", "Share of tokens drafted by exits that the full model accepted"),
     Metric(GENERATE_MEAN_ACCEPTED_LENGTH, "tokens", "same", "higher", "Drafted tokens accepted per verifying pass of a sequence"),
+    Metric(BENCHMARK, "as in benchmark.csv", "same", "lower", "A figure of task=benchmark, e.g. benchmark/time/ratio"),
+    Metric(CALIBRATE_RISK, "share", "same", "none", "Risk measured at the threshold certified, a mean over sequences"),
+    Metric(CALIBRATE_MEAN_LAYERS, "layers", "same", "lower", "Mean layers of held-out tokens at the threshold certified"),
 )
 
 

@@ -101,8 +101,7 @@ class Objective:
     def __init__(
         self, batch: Microbatch, weights: HeadWeights, options: ObjectiveOptions, sums: LossSums, scale: Callable[[], float]
     ):
-        self.labels = batch.labels.t().reshape(-1)
-        self.mask = batch.loss_mask.t().reshape(-1)
+        self.batch = batch
         self.weights, self.options, self.sums, self.scale = weights, options, sums, scale
 
     def at_exit(self, hidden: torch.Tensor, readout: Readout, context: Context) -> torch.Tensor:
@@ -128,8 +127,8 @@ class Objective:
             confidence_weighted=self.weights.token_confidence and is_exit,
             grad_scale=self.scale(),
         )
-        objective, loss = linear_cross_entropy(
-            features.flatten(0, 1), readout.weight, self.labels, self.mask, readout.vocabulary, options
-        )
+        # flattened where they are used: copies would live as long as the microbatch is in flight
+        labels, mask = (part.t().reshape(-1) for part in (self.batch.labels, self.batch.loss_mask))
+        objective, loss = linear_cross_entropy(features.flatten(0, 1), readout.weight, labels, mask, readout.vocabulary, options)
         self.sums.add(readout.name, loss)
         return objective * self.weights.values[readout.name]

@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from eellm.calibration.result import calibrated
 from eellm.config.schema import Config
 from eellm.decoding.counters import Counters
 from eellm.decoding.decoder import Decoder, DecoderOptions
@@ -63,7 +64,7 @@ def continue_prompts(context: TaskContext, stage: Stage) -> list[Generation]:
 
 
 def build_decoder(config: Config, stage: Stage) -> Decoder:
-    return Decoder(stage, build_policy(config.exit_policy, stage.spec), DecoderOptions.of(config.decoding))
+    return Decoder(stage, build_policy(calibrated(config.exit_policy), stage.spec), DecoderOptions.of(config.decoding))
 
 
 def speculation(counters: Counters) -> dict[str, float]:

@@ -18,6 +18,7 @@ from eellm.errors import ConfigError
 TRAIN = "task=train"
 EVALUATE = ["task=evaluate", "checkpoint=RUN"]
 GENERATE = ["task=generate", "checkpoint=RUN"]
+CALIBRATE = ["task=calibrate", "checkpoint=RUN"]
 BATCH = ["data.micro_batch_size=8", "data.global_batch_size=16"]
 
 RAMP_UP = "data.ramp_up={{start:{},increment:{},samples:{}}}"
@@ -99,6 +100,22 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     (["data=text"], {"data.path"}),
     (["data=text", "data.path=nowhere/at/all"], {"data.path"}),
     (["data=jsonl", "data.path=nowhere.jsonl"], {"data.path"}),
+    (["data=jsonl", "data.path=[one,two]"], {"data.path"}),
+    (["data=huggingface"], {"data.path"}),
+    (["data=megatron"], {"data.path"}),
+    ([TRAIN, "data=megatron", "data.path=nowhere"], {"data.path", "tokenizer.kind"}),
+    (
+        [TRAIN, "data=megatron", "data.path=[nowhere,there]", "data.weights=[1.0]", "data.validation_path=held_out"],
+        {"data.path", "data.weights", "data.validation_path", "tokenizer.kind"},
+    ),
+    (["data.weights=[1.0]"], {"data.weights"}),
+    (["task=prepare_data"], {"prepare.output"}),
+    (["task=prepare_data", "data=megatron", "data.path=gone", "prepare.output=out"], {"data.source", "data.path"}),
+    (["task=prepare_data", "prepare.output=out", "data.sequence_length=64"], {"data.sequence_length"}),
+    (["task=prepare_data", "prepare.output=out", "parallel.pp=2"], {"parallel.pp"}),
+    ([TRAIN, "prepare.workers=2"], {"prepare.workers"}),
+    (["data.subset=small"], {"data.subset"}),
+    (["data=megatron", "data.path=nowhere", "tokenizer.vocab_size=300"], {"data.path", "tokenizer.kind", "tokenizer.vocab_size"}),
     (["data.split=[1.0]"], {"data.split"}),
     (["data.split=[0.0,1.0]"], {"data.split"}),
     (["data.split=[1.0,0.0]"], {"data.split"}),
@@ -121,6 +138,25 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     (["evaluation.thresholds=[]"], {"evaluation.thresholds"}),
     (["decoding.top_k=5"], {"decoding.top_k"}),
     ([*GENERATE, "decoding=full", "exit_policy.threshold=0.5"], {"exit_policy.threshold"}),
+    # calibrating
+    ([*CALIBRATE, "exit_policy=margin"], {"exit_policy.kind"}),
+    (
+        [*CALIBRATE, "exit_policy.threshold=0.5", "exit_policy.min_new_tokens=1"],
+        {"exit_policy.threshold", "exit_policy.min_new_tokens"},
+    ),
+    ([*CALIBRATE, "calibration.thresholds=[]"], {"calibration.thresholds"}),
+    ([*CALIBRATE, "calibration.thresholds=[0.5,0.9]"], {"calibration.thresholds"}),
+    ([*CALIBRATE, "calibration.thresholds=[0.9,0.9]"], {"calibration.thresholds"}),
+    ([*CALIBRATE, "calibration.thresholds=[[0.9,0.8],[0.8,0.85]]"], {"calibration.thresholds"}),
+    ([*CALIBRATE, "calibration.thresholds=[[0.9,0.8,0.7]]"], {"calibration.thresholds"}),
+    ([*CALIBRATE, "calibration.epsilon=0"], {"calibration.epsilon"}),
+    ([*CALIBRATE, "calibration.delta=1"], {"calibration.delta"}),
+    ([*CALIBRATE, "calibration.thresholds=[1.5]"], {"calibration.thresholds[0]"}),
+    ([*CALIBRATE, "exits=none"], {"exits"}),
+    (["task=calibrate"], {"checkpoint"}),
+    ([*EVALUATE, "calibration.epsilon=0.1"], {"calibration.epsilon"}),
+    (["exit_policy.calibration=RUN"], {"exit_policy.calibration"}),
+    ([*GENERATE, "exit_policy=margin", "exit_policy.calibration=RUN"], {"exit_policy.calibration"}),
     # what tasks can do
     ([*GENERATE, "parallel=dp2"], {"parallel.dp"}),
     ([*GENERATE, "parallel=pp2_vp2"], {"parallel.pp", "parallel.vp"}),
@@ -173,6 +209,8 @@ FINE: list[list[str]] = [
     [*EVALUATE, "data.micro_batch_size=4", "trainer.loss_chunk=64"],
     [*GENERATE, "exit_policy=fixed_layer", "exit_policy.layer=3"],
     [*GENERATE, "parallel.tp=2"],
+    [*CALIBRATE, "parallel=pp2", "exit_policy.active=[3]", "data.split=[0.0,1.0]"],
+    [*CALIBRATE, "calibration.thresholds=[1.0,[0.9,0.8],[0.9,0.7],0.5]"],
     [TRAIN, "resume=auto"],
     [TRAIN, "data.global_batch_size=32", "parallel=pp2_vp2", RAMP_UP.format(8, 24, 10)],
     [TRAIN, "resume=RUN", "trainer.max_steps=9", "parallel=pp2"],

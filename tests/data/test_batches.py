@@ -213,6 +213,23 @@ def test_training_follows_seed_and_consumed_samples(prepared):
     assert samples(training_batches(reseeded, corpus, layout, 0, 0).batch(0)) != samples(uninterrupted[0])
 
 
+@pytest.mark.parametrize(
+    ("dp", "micro", "workers", "steps"), [(1, 2, 0, 4), (1, 8, 0, 10**6), (2, 2, 0, 7), (4, 1, 0, 4), (2, 1, 2, 9)]
+)
+def test_order_is_that_of_seed_and_consumed_samples_alone(prepared, dp, micro, workers, steps):
+    """However the batch is split and loaded and however long the run is to be, from the beginning and after 3 steps."""
+    config, corpus, _ = prepared(num_workers=workers)
+    config = config.model_copy(update={"trainer": config.trainer.model_copy(update={"max_steps": steps})})
+    layout = ParallelLayout(dp=dp, micro_batch_size=micro, global_batch_size=8)
+    windows, order = corpus.open("train"), SampleOrder(config.seed, corpus.train_samples)
+    for consumed in (0, 24):
+        ranks = [itertools.islice(loaders(config, corpus, layout, rank, consumed)[0], 3) for rank in range(dp)]
+        for step, shares in enumerate(zip(*ranks, strict=True)):
+            found = {sample: tokens for share in shares for sample, tokens in samples(share).items()}
+            numbers = range(consumed + 8 * step, consumed + 8 * (step + 1))
+            assert found == {number: windows[order(number)]["tokens"].tolist() for number in numbers}
+
+
 def test_an_epoch_reads_every_window_once(prepared):
     config, corpus, layout = prepared()
     count = corpus.train_samples

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from eellm.data.text import corpus_files, documents, fingerprint, section_length, sections
+from eellm.data.sources.text_files import section_length, sections
+from eellm.data.text import corpus_files, documents, fingerprint
 from eellm.errors import DataError
 
 

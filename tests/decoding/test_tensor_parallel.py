@@ -35,9 +35,23 @@ def test_two_ranks_are_as_one(family: str, vocabulary: int) -> None:
     for outcomes in zip(single, *ranks, strict=True):
         alone = outcomes[0].tokens
         spoken |= {token.head for token in alone}
+        assert all(token.id < vocabulary for token in alone)
         for outcome in outcomes[1:]:
             assert [(token.id, token.head) for token in outcome.tokens] == [(token.id, token.head) for token in alone]
             for token, wanted in zip(outcome.tokens, alone, strict=True):
                 assert token.confidence == pytest.approx(wanted.confidence, abs=1e-4)
                 assert token.logprob == pytest.approx(wanted.logprob, abs=1e-3)
     assert len(spoken) >= 2
+
+
+def test_ids_beyond_two_bytes() -> None:
+    """An odd vocabulary of 70,001 entries, greedy and sampled; the ids come out of float32 and int64 exchanges whole."""
+    spec_ = spec(vocab_size=70_001, padded_vocab_size=70_016, num_layers=2, exits=())
+    samplings = (SamplingOptions(), SamplingOptions(1.0), SamplingOptions(1.0, 50), SamplingOptions(1.0, 0, 0.9))
+    jobs = [Job(spec_, never_exit(spec_), Request(8, sampling, seed=1), prompt=(5, 69_999, 32_001)) for sampling in samplings]
+    single = workers.run(1, decode_all, jobs)[0]
+    ranks = workers.run(2, decode_all, [replace(job, tp=2) for job in jobs])
+    ids = [[token.id for token in outcome.tokens] for outcome in single]
+    assert all([[token.id for token in outcome.tokens] for outcome in rank] == ids for rank in ranks)
+    assert max(map(max, ids)) > 65_535
+    assert all(0 <= id_ < 70_001 for sequence in ids for id_ in sequence)

@@ -15,6 +15,7 @@ mixed_heads = (ExitSpec(1, "embedding"), ExitSpec(2, "mlp", tie_output=False, te
 mixed = tiny_spec(exits=mixed_heads)
 untied = tiny_spec(exits=mixed_heads, tie_embeddings=False)
 eight = tiny_spec(num_layers=8, exits=(ExitSpec(2), ExitSpec(3, "mlp"), ExitSpec(6, "block", tie_output=False), ExitSpec(8)))
+large = tiny_spec(num_layers=2, vocab_size=70_001, padded_vocab_size=70_016, exits=(ExitSpec(1, tie_output=False),))
 
 MATRIX = {matrix.name_of(row): row for row in matrix.rows()}
 
@@ -53,9 +54,10 @@ OTHERS = {
     "token_confidence": Case(mixed, token_confidence=True, unmasked=31),
     "tp2_sequence_parallel_documents": Case(untied, {"tp": 2, "sequence_parallel": True}, documents=True),
     "tp2_token_confidence": Case(mixed, {"tp": 2}, token_confidence=True, unmasked=5),
+    "tp2_ids_beyond_two_bytes": Case(large, {"tp": 2}),
     "pp4_balanced_mixed_heads": Case(eight, {"pp": 4}, boundary="balance"),
 }
-"""Mixed heads with a temperature, documents in a sequence, weights by token: what the matrix does not vary."""
+"""Mixed heads with a temperature, documents in a sequence, weights by token, a large vocabulary: what the matrix leaves out."""
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -16,6 +16,7 @@ from eellm.data.batch import GlobalBatch
 from eellm.engine.megatron import MegatronEngine
 from eellm.layout import ParallelLayout
 from eellm.mcore import checkpoint
+from eellm.mcore.checkpoint_writer import CheckpointWriter
 from eellm.mcore.data_parallel import ReductionOptions
 from eellm.mcore.parts import transformer_config
 from eellm.model.initialise import initialise
@@ -143,7 +144,7 @@ def save_and_load(rank: int, case: Case, path: Path) -> tuple[list[str], list[st
         torch.manual_seed(len(name) + (rank + 1) * 100 * getattr(parameter, "tensor_model_parallel", False))
         parameter.data.normal_()
     kept = {name: parameter.detach().clone() for name, parameter in stage.named_parameters()}
-    checkpoint.save(path, checkpoint.model_state([stage]))
+    CheckpointWriter().save(path, checkpoint.model_state([stage]))
     for parameter in stage.parameters():
         parameter.data.zero_()
     checkpoint.load_stages(path, [stage])

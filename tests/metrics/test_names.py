@@ -13,7 +13,8 @@ def test_formatters_write_the_agreed_keys():
 
 @pytest.mark.parametrize("metric", names.METRICS, ids=lambda metric: metric.pattern)
 def test_every_pattern_is_found_by_its_keys_and_by_no_other(metric):
-    for key in (metric.pattern.format(head="exit_12", stage=11), metric.pattern.format(head="final", stage=0)):
+    named = ({"head": "exit_12", "stage": 11, "figure": "time/ratio"}, {"head": "final", "stage": 0, "figure": "memory/added"})
+    for key in (metric.pattern.format(**values) for values in named):
         assert [found for found in names.METRICS if found.matches(key)] == [metric]
         assert names.describe(key) is metric
 

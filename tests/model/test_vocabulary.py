@@ -14,21 +14,23 @@ from tests import workers
 TOKENS, HIDDEN, VOCAB, PADDED = 23, 16, 37, 64
 
 
-def inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+def inputs(vocab: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    """Features, an output matrix whose padding would take all the probability, labels and a mask."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(TOKENS, HIDDEN, generator=generator).to(dtype)
     weight = torch.randn(PADDED, HIDDEN, generator=generator).to(dtype)
-    labels = torch.randint(0, VOCAB, (TOKENS,), generator=generator)
+    weight[vocab:] *= 30
+    labels = torch.randint(0, vocab, (TOKENS,), generator=generator)
     mask = (torch.rand(TOKENS, generator=generator) > 0.3).float()
     return features, weight, labels, mask
 
 
-def parallel_loss(rank: int, world: int, options: LossOptions, dtype: torch.dtype) -> tuple:
-    features, weight, labels, mask = inputs(dtype)
+def parallel_loss(rank: int, world: int, vocab: int, options: LossOptions, dtype: torch.dtype) -> tuple:
+    features, weight, labels, mask = inputs(vocab, dtype)
     rows = PADDED // world
     features.requires_grad_()
     local = weight[rank * rows : (rank + 1) * rows].clone().requires_grad_()
-    vocabulary = Vocabulary.of(VOCAB, PADDED, dist.group.WORLD)
+    vocabulary = Vocabulary.of(vocab, PADDED, dist.group.WORLD)
     objective, loss = linear_cross_entropy(features, local, labels, mask, vocabulary, options)
     (objective * options.grad_scale).backward()
     with torch.no_grad():
@@ -39,11 +41,11 @@ def parallel_loss(rank: int, world: int, options: LossOptions, dtype: torch.dtyp
     return tuple(x.detach().float().numpy() for x in (objective, loss, features.grad, local.grad, *vars(statistics).values()))
 
 
-def plain_loss(options: LossOptions) -> tuple:
+def plain_loss(vocab: int, options: LossOptions) -> tuple:
     """The same in float64 from whole logits."""
-    features, weight, labels, mask = inputs()
+    features, weight, labels, mask = inputs(vocab)
     features, weight = features.double().requires_grad_(), weight.double().requires_grad_()
-    logits = features @ weight[:VOCAB].t() / options.temperature
+    logits = features @ weight[:vocab].t() / options.temperature
     losses = F.cross_entropy(logits, labels, reduction="none")
     coefficient = mask.double()
     if options.confidence_weighted:
@@ -66,7 +68,7 @@ def plain_loss(options: LossOptions) -> tuple:
     )
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(("world", "vocab"), [(1, VOCAB), (2, VOCAB), (2, 31), (2, 63)])
 @pytest.mark.parametrize(
     "options",
     [
@@ -76,21 +78,54 @@ def plain_loss(options: LossOptions) -> tuple:
     ],
     ids=["chunks", "temperature_and_scale", "confidence"],
 )
-def test_equals_torch_on_whole_logits(world: int, options: LossOptions) -> None:
-    expected = plain_loss(options)
-    results = workers.run(world, parallel_loss, world, options, torch.float32)
+def test_equals_torch_on_whole_logits(world: int, vocab: int, options: LossOptions) -> None:
+    """With 31 entries the second rank holds padding alone."""
+    expected = plain_loss(vocab, options)
+    results = workers.run(world, parallel_loss, world, vocab, options, torch.float32)
     for result in results:
-        for actual, wanted in zip((*result[:3], *result[4:]), (*expected[:3], *expected[4:]), strict=True):
+        for actual, wanted in zip((*result[:2], *result[4:]), (*expected[:2], *expected[4:]), strict=True):
             torch.testing.assert_close(torch.tensor(actual).double(), wanted.detach().double(), rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(torch.tensor(result[2]).double(), expected[2], rtol=2e-5, atol=2e-5 * options.grad_scale)
     weight_grad = torch.cat([torch.tensor(result[3]) for result in results]).double()
     torch.testing.assert_close(weight_grad, expected[3], rtol=2e-5, atol=2e-5 * options.grad_scale)
-    assert weight_grad[VOCAB:].abs().max() == 0, "rows that pad the vocabulary must not train"
+    assert weight_grad[vocab:].abs().max() == 0, "rows that pad the vocabulary must not train"
 
 
 def test_small_gradients_survive_half_precision() -> None:
     """With fp16 and its loss scale, tokens' gradients are scaled before they are rounded, or they would vanish."""
     options = LossOptions(grad_scale=2.0**14, temperature=20.0)
-    (result,) = workers.run(1, parallel_loss, 1, options, torch.float16)
-    expected = plain_loss(options)
+    (result,) = workers.run(1, parallel_loss, 1, VOCAB, options, torch.float16)
+    expected = plain_loss(VOCAB, options)
     error = (torch.tensor(result[2]).double() - expected[2]).norm() / expected[2].norm()
     assert error < 5e-3
+
+
+def extreme_loss(rank: int, world: int) -> tuple:
+    """Every label once, its logit up to 600 away from the largest: probabilities far below what fp32 can hold."""
+    rows = PADDED // world
+    column = torch.zeros(PADDED, 1)
+    column[:VOCAB, 0] = torch.linspace(-300, 300, VOCAB)
+    features = torch.ones(VOCAB, 1, requires_grad=True)
+    weight = column[rank * rows : (rank + 1) * rows].clone().requires_grad_()
+    vocabulary = Vocabulary.of(VOCAB, PADDED, dist.group.WORLD)
+    # one token at a time: the loss of a sum would hide a small one
+    losses = []
+    for label in range(VOCAB):
+        parts = (features[label : label + 1], weight, torch.tensor([label]), torch.ones(1))
+        objective, loss = linear_cross_entropy(*parts, vocabulary, LossOptions())
+        objective.backward()
+        losses.append(loss.item())
+    if world > 1:
+        dist.all_reduce(features.grad)
+    return losses, features.grad.flatten().tolist()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_loss_of_labels_whose_probability_underflows(world: int) -> None:
+    column = torch.linspace(-300, 300, VOCAB, dtype=torch.float64)
+    features = torch.ones(VOCAB, 1, dtype=torch.float64, requires_grad=True)
+    expected = F.cross_entropy(features * column, torch.arange(VOCAB), reduction="none")
+    expected.sum().backward()
+    for losses, gradient in workers.run(world, extreme_loss, world):
+        torch.testing.assert_close(torch.tensor(losses).double(), expected.detach(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(torch.tensor(gradient).double(), features.grad.flatten(), rtol=1e-6, atol=1e-3)

@@ -79,6 +79,28 @@ def test_resumed_equals_uninterrupted(single: list[dict], folder: Path) -> None:
     same(rows(folder / "resumed"), [row for row in single if row["step"] > 4], 1e-6)
 
 
+WEIGHTS = {
+    "warmup": [[0.0, 0.1, 0.2, 0.3, 0.4, 0.5]] * 3,
+    "cooldown": [[1.0, 0.82, 0.64, 0.46, 0.28, 0.1]] * 3,
+    "rotating": [[0.5, 0.5, 0, 0, 0, 0], [0, 0, 0.5, 0.5, 0, 0], [0, 0, 0, 0, 0.5, 0.5]],
+    "token_confidence": [[0.5] * 6] * 3,
+}
+"""Weights of the three exits in six steps, by hand; the constant ones are those of all other tests."""
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_loss_weights_go_on_after_a_resume(kind: str, folder: Path) -> None:
+    """4 steps, then 2 more: weights, losses and gradient norms of an uninterrupted run."""
+    steps = {"warmup": ["loss_weights.steps=5"], "cooldown": ["loss_weights.steps=5"], "rotating": ["loss_weights.steps=2"]}
+    overrides = [f"loss_weights={kind}", *steps.get(kind, []), "trainer.val_every=0"]
+    whole, resumed = folder / f"whole_{kind}", folder / f"resumed_{kind}"
+    workers.run(1, train, overrides, str(whole))
+    workers.run(1, train, overrides, str(resumed), str(whole / "checkpoints" / "step_0000004"))
+    for exit_, weights in zip(("exit_01", "exit_02", "exit_03"), WEIGHTS[kind], strict=True):
+        assert [row[f"train/weight/{exit_}"] for row in rows(whole)] == pytest.approx(weights)
+    same(rows(resumed), rows(whole)[4:], 1e-6)
+
+
 @pytest.mark.parametrize("name", ["tp2", "pp2_vp2", "pp2_dp2_distributed"])
 def test_resumed_on_another_layout(name: str, single: list[dict], folder: Path) -> None:
     world, overrides = LAYOUTS[name]

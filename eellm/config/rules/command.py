@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from eellm.config.request import Request, checkpoint_overrides, typed_value, unread_overrides, unread_with_the_choice
+from eellm.config.request import (
+    READS_A_MODEL,
+    Request,
+    checkpoint_overrides,
+    typed_value,
+    unread_overrides,
+    unread_with_the_choice,
+)
 from eellm.config.schema import DecodingConfig, TaskConfig
 from eellm.errors import Problem
 
@@ -13,10 +20,12 @@ Problems = Iterator[Problem]
 
 
 def runs_are_named_where_needed(task: TaskConfig, checkpoint: str | None, resume: str | None) -> Problems:
-    if task.name in ("evaluate", "generate") and checkpoint is None:
+    if task.name in READS_A_MODEL and checkpoint is None:
         yield Problem("checkpoint", None, f"task={task.name} reads a trained model", "checkpoint=<run directory>")
     if task.name in ("train", "quickstart") and checkpoint is not None:
         yield Problem("checkpoint", checkpoint, f"task={task.name} starts from random weights", "leave it out, or resume=<run>")
+    if task.name == "benchmark" and checkpoint is not None:
+        yield Problem("checkpoint", checkpoint, "task=benchmark measures a model with random weights", "leave it out")
     if task.name != "train" and resume is not None:
         yield Problem("resume", resume, f"task={task.name} cannot be resumed", "leave it out, or task=train")
     if checkpoint is not None and resume is not None:
@@ -42,7 +51,7 @@ def overrides_act_on_decoding(task: TaskConfig, decoding: DecodingConfig, reques
 
 
 def overrides_leave_the_checkpoint_alone(task: TaskConfig, checkpoint: str | None, request: Request) -> Problems:
-    if task.name in ("evaluate", "generate") and checkpoint is not None:
+    if task.name in READS_A_MODEL and checkpoint is not None:
         yield from checkpoint_overrides(request)
 
 

@@ -6,7 +6,15 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from eellm.config.schema import DataConfig, ExitsConfig, LossWeightsConfig, ModelConfig, PrecisionConfig, TokenizerConfig
+from eellm.config.schema import (
+    DataConfig,
+    ExitsConfig,
+    LossWeightsConfig,
+    ModelConfig,
+    PrecisionConfig,
+    TaskConfig,
+    TokenizerConfig,
+)
 from eellm.errors import Problem
 from eellm.model.spec import exit_layer
 
@@ -29,6 +37,12 @@ def exits_lie_in_the_model(model: ModelConfig, exits: ExitsConfig) -> Problems:
         yield Problem("exits.layers", shown, f"more than one exit after layer {twice[0]} ({layers})", "name each layer once")
     elif layers != sorted(layers):
         yield Problem("exits.layers", shown, "the layers must increase", f"exits.layers={sorted(shown)}")
+
+
+def a_benchmark_has_exits_to_measure(task: TaskConfig, exits: ExitsConfig) -> Problems:
+    if task.name == "benchmark" and not exits.layers:
+        reason = "task=benchmark compares a model with exits to one without"
+        yield Problem("exits.layers", [], reason, "exits=custom")
 
 
 def lists_have_one_entry_per_exit(exits: ExitsConfig, loss_weights: LossWeightsConfig) -> Problems:
@@ -113,6 +127,7 @@ def exit_layers(model: ModelConfig, exits: ExitsConfig) -> list[int]:
 
 RULES: list[Callable[..., Problems]] = [
     exits_lie_in_the_model,
+    a_benchmark_has_exits_to_measure,
     lists_have_one_entry_per_exit,
     loss_weights_have_steps,
     heads_fit_the_width,
