@@ -157,6 +157,9 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     ([*EVALUATE, "calibration.epsilon=0.1"], {"calibration.epsilon"}),
     (["exit_policy.calibration=RUN"], {"exit_policy.calibration"}),
     ([*GENERATE, "exit_policy=margin", "exit_policy.calibration=RUN"], {"exit_policy.calibration"}),
+    ([*GENERATE, "decoding=self_speculative", "exit_policy=never"], {"exit_policy.kind"}),
+    ([*GENERATE, "decoding.max_tokens=63"], {"decoding.max_tokens"}),
+    ([*GENERATE, "decoding=self_speculative", "decoding.draft_length=-1"], {"decoding.draft_length"}),
     # what tasks can do
     ([*GENERATE, "parallel=dp2"], {"parallel.dp"}),
     ([*GENERATE, "parallel=pp2_vp2"], {"parallel.pp", "parallel.vp"}),
@@ -185,6 +188,8 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     (["precision.loss_scale_window=5"], {"precision.loss_scale_window"}),
     (["lr_schedule=constant", "lr_schedule.min_ratio=0.5"], {"lr_schedule.min_ratio"}),
     (["decoding=full", "decoding.max_pending=4"], {"decoding.max_pending"}),
+    (["decoding=self_speculative", "decoding.max_pending=4"], {"decoding.max_pending"}),
+    (["decoding=kv_recompute", "decoding.draft_length=4"], {"decoding.draft_length"}),
     (["exit_policy.layer=4"], {"exit_policy.layer"}),
     ([*EVALUATE, "evaluation.speed_thresholds=[0.5]"], {"evaluation.speed_thresholds"}),
     # resuming
@@ -211,6 +216,9 @@ FINE: list[list[str]] = [
     [*GENERATE, "parallel.tp=2"],
     [*CALIBRATE, "parallel=pp2", "exit_policy.active=[3]", "data.split=[0.0,1.0]"],
     [*CALIBRATE, "calibration.thresholds=[1.0,[0.9,0.8],[0.9,0.7],0.5]"],
+    [*GENERATE, "decoding=self_speculative", "decoding.draft_length=auto", "decoding.max_batch=3"],
+    [*GENERATE, "decoding=self_speculative", "decoding.draft_length=0", "decoding.max_tokens=64"],
+    [*GENERATE, "decoding=kv_recompute", "decoding.max_pending=2"],
     [TRAIN, "resume=auto"],
     [TRAIN, "data.global_batch_size=32", "parallel=pp2_vp2", RAMP_UP.format(8, 24, 10)],
     [TRAIN, "resume=RUN", "trainer.max_steps=9", "parallel=pp2"],

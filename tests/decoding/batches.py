@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eellm.decoding.continuation import Request, Token
 from eellm.decoding.counters import Counters
@@ -24,6 +24,10 @@ class Batch:
     arrivals: list[int] | None = None
     tp: int = 1
     dtype: str = "fp32"
+
+    def of(self, **options: int | None) -> Batch:
+        """The same with other options."""
+        return replace(self, options=replace(self.options, **options))
 
 
 @dataclass(frozen=True)

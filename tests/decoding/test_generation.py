@@ -122,6 +122,25 @@ def test_an_empty_prompt_starts_a_document() -> None:
     assert len(started[0].tokens) == COUNT
 
 
+def side_by_side(rank: int, prompts: list[str], config_: DecodingConfig, size: int) -> list[Generation]:
+    """Prompts in one batch; on their own with size 1."""
+    spec_ = text_spec()
+    decoder = Decoder(build(spec_), policy(spec_, "max_probability", 0.3), DecoderOptions(max_batch=size))
+    return generate_texts(decoder, tokenizer(), prompts, config_, seed=3)
+
+
+def test_texts_side_by_side_are_those_made_alone() -> None:
+    prompts = ["the cat", "", "and the hat", "bat", "a hat and a bat"]
+    free = workers.run(1, side_by_side, prompts, config(), 1)[0]
+    config_ = config(stop=[free[0].text[4:7], free[3].text[2:9]])
+    alone, batch = (workers.run(1, side_by_side, prompts, config_, size)[0] for size in (1, 3))
+    assert {generation.stop_reason for generation in batch} == {"stop", "length"}
+    for own, exact in zip(batch, alone, strict=True):
+        assert (own.prompt, own.text, own.pieces, own.stop_reason) == (exact.prompt, exact.text, exact.pieces, exact.stop_reason)
+        assert [(token.id, token.head) for token in own.tokens] == [(token.id, token.head) for token in exact.tokens]
+        assert own.seconds > 0
+
+
 def test_stops_are_found_where_they_begin() -> None:
     stops = Stops(["END", "ND!", ""])
     assert [stops.add(piece) for piece in ("a", "E", "", "N")] == [None] * 4

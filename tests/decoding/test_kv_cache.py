@@ -28,6 +28,23 @@ def test_layers_fill_on_their_own_and_in_order() -> None:
     assert torch.equal(cache.read("1")[0], keys)
 
 
+def test_sequences_have_slots_of_their_own() -> None:
+    cache = KVCache(["1"], KVShape(max_tokens=6, groups=2, head_dim=3, sequences=3))
+    cache.append("1", 2, *rows(4, 10))
+    cache.append("1", 0, *rows(1, 20))
+    together = [torch.cat(parts) for parts in zip(rows(1, 14), rows(1, 21), strict=True)]
+    keys, values = cache.append_each("1", [2, 0], *together)
+    assert keys.shape == (5, 2, 2, 3)
+    assert keys[:, 0, 0, 0].tolist() == [10, 11, 12, 13, 14]
+    assert keys[:2, 1, 0, 0].tolist() == [20, 21]
+    assert torch.isfinite(keys).all()
+    assert torch.equal(values, -keys)
+    assert [cache.filled("1", slot) for slot in range(3)] == [2, 0, 5]
+    cache.truncate(1, 2)
+    assert [cache.filled("1", slot) for slot in range(3)] == [2, 0, 1]
+    assert cache.read("1", 0)[0][:, 0, 0, 0].tolist() == [20, 21]
+
+
 def test_overflow_is_refused_with_its_numbers_and_changes_nothing() -> None:
     cache = KVCache(["7"], KVShape(max_tokens=4, groups=2, head_dim=3))
     cache.append("7", 0, *rows(3, 0))

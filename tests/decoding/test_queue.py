@@ -19,6 +19,8 @@ CASES = {
     "blocks_and_bound": (spec(exits=BLOCKS), (0.6, 0.4, 0.3), DecoderOptions(max_pending=4)),
     "blocks_and_late_exits": (spec(exits=BLOCKS), (0.2, 0.2, 0.2), DecoderOptions()),
     "window": (spec(sliding_window=6, exits=BLOCKS), (0.4, 0.4, 0.4), DecoderOptions()),
+    "recomputed": (spec(exits=BLOCKS), (0.2, 0.2, 0.2), DecoderOptions("kv_recompute")),
+    "drafts_rejected": (spec(exits=BLOCKS[:2]), (0.3, 0.3), DecoderOptions("self_speculative", draft_length=3)),
     "learned": (spec(norm="layernorm", position="learned", activation="gelu"), (0.3, 0.3, 0.3), DecoderOptions()),
 }
 
@@ -48,7 +50,7 @@ def compare_caches(rank: int, spec_: ModelSpec, thresholds: tuple[float, ...], o
         for own, exact in zip(cache.read(layer), exact_cache.read(layer), strict=True):
             assert own.shape == exact.shape == (len(PROMPT) + COUNT - 1, 1, spec_.num_query_groups, spec_.head_dim)
             difference[layer] = max(difference.get(layer, 0.0), ((own - exact).abs().max() / exact.abs().max()).item())
-    return {"difference": difference, "unfinished": unfinished, "heads": {token.head for token in tokens}}
+    return {"difference": difference, "unfinished": unfinished, "heads": {token.drafted_by or token.head for token in tokens}}
 
 
 @pytest.mark.parametrize("case", CASES)

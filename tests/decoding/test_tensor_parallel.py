@@ -11,6 +11,7 @@ from eellm.decoding.decoder import DecoderOptions
 from eellm.decoding.policy import never_exit
 from eellm.decoding.sampling import SamplingOptions
 from tests import workers
+from tests.decoding.batches import Batch, decode_batches
 from tests.decoding.models import BLOCKS, Job, decode_all, policy, spec
 from tests.engine.test_parity import VARIANTS
 
@@ -55,3 +56,18 @@ def test_ids_beyond_two_bytes() -> None:
     assert all([[token.id for token in outcome.tokens] for outcome in rank] == ids for rank in ranks)
     assert max(map(max, ids)) > 65_535
     assert all(0 <= id_ < 70_001 for sequence in ids for id_ in sequence)
+
+
+@pytest.mark.parametrize("options", [{"mode": "kv_recompute", "max_pending": 3}, {"mode": "self_speculative", "draft_length": 3}])
+def test_batches_on_two_ranks(options: dict) -> None:
+    """Greedy and sampled requests that come and go; rejected drafts leave on both ranks."""
+    spec_ = spec(exits=BLOCKS, vocab_size=33)
+    prompts = [(5, 17, 3), (22,), (8, 1, 30, 2, 9), (6, 6)]
+    requests = [(prompt, Request(9, SAMPLINGS[number], seed=number)) for number, prompt in enumerate(prompts)]
+    batch = Batch(spec_, policy(spec_, "max_probability", 0.3), DecoderOptions(**options, max_batch=3), requests, [0, 0, 1, 2])
+    (single,) = workers.run(1, decode_batches, [batch])[0]
+    for (found,) in workers.run(2, decode_batches, [replace(batch, tp=2)]):
+        for own, exact in zip(found.tokens, single.tokens, strict=True):
+            assert [(token.id, token.head) for token in own] == [(token.id, token.head) for token in exact]
+        assert (found.steps.drafted, found.steps.accepted) == (single.steps.drafted, single.steps.accepted)
+    assert (single.steps.drafted > single.steps.accepted) == (options["mode"] == "self_speculative")

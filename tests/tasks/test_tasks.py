@@ -103,13 +103,23 @@ def test_generate_full_depth_and_early_exit(finished: tuple[Path, str], folder: 
         "full": ["decoding=full"],
         "never": ["exit_policy=never"],
         "always": ["exit_policy.threshold=0.0"],
+        "speculative": [
+            "decoding=self_speculative",
+            "decoding.draft_length=2",
+            "exit_policy.threshold=0.0",
+            "decoding.max_batch=2",
+        ],
     }.items():
         run = folder / f"generate_{name}"
         prompts = "decoding.prompts=['import email','class ']"
         shared = [f"checkpoint={finished[0]}", prompts, "decoding.max_new_tokens=8", f"hydra.run.dir={run}"]
         command("task=generate", *shared, *overrides)
         texts[name] = [json.loads(line) for line in (run / "generations.jsonl").read_text().splitlines()]
-    assert [row["text"] for row in texts["never"]] == [row["text"] for row in texts["full"]]
+    for lossless in ("never", "speculative"):
+        assert [row["text"] for row in texts[lossless]] == [row["text"] for row in texts["full"]]
+    metrics = json.loads((folder / "generate_speculative" / "metrics.json").read_text())
+    assert 0 <= metrics["generate/acceptance_rate"] <= 1
+    assert metrics["generate/mean_accepted_length"] == pytest.approx(2 * metrics["generate/acceptance_rate"], rel=0.2, abs=0.05)
     assert {token["exit_layer"] for row in texts["full"] for token in row["tokens"]} == {4}
     for row in texts["always"]:  # the first token comes with the prompt, at full depth
         assert [token["exit_layer"] for token in row["tokens"]] == [4] + [1] * (len(row["tokens"]) - 1)
