@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from eellm.config.commandline import as_typed, composing_errors, explained, forced
-from eellm.errors import ConfigError, Problem, UserError
+from eellm.errors import ConfigError, Problem, UserError, WriteError
 from eellm.outer import outer_rank
 from eellm.preemption import Preempted
 
@@ -96,10 +96,10 @@ def main() -> None:
     except Preempted as preempted:
         print(f"interrupted ({preempted})", file=sys.stderr)
         sys.exit(preempted.exit_status)
-    except composing_errors() as error:
+    except (*composing_errors(), OSError) as error:  # of the latter, Hydra meets the first: it makes the run's folder
         from eellm.launch import stop_followers
 
-        show(explained(error))
+        show(explained(error) if isinstance(error, composing_errors()) else WriteError.of(error.filename, error))
         stop_followers()
         sys.exit(1)
 

@@ -59,6 +59,10 @@ class NonFiniteError(UserError):
 class WriteError(UserError):
     """A file cannot be written: names it and the system's reason (no space left, read-only, not a directory)."""
 
+    @classmethod
+    def of(cls, path: str | Path, error: OSError) -> WriteError:
+        return cls(f"cannot write {path}: {error.strerror or error}.")
+
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
@@ -66,7 +70,7 @@ def writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}.") from error
+        raise WriteError.of(path, error) from error
 
 
 class MissingExtra(UserError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+
 from eellm.config.compose import fingerprint, to_yaml
 from eellm.config.schema import Config
 from eellm.rundir import RunDirectory, unfinished, whole_checkpoint
@@ -17,7 +19,10 @@ def open_run(config: Config, fresh: Path, overrides: list[str]) -> tuple[Config,
     Raises CheckpointError where there is nothing whole to resume from.
     """
     if config.resume == "auto":
-        found = unfinished(fresh.parent, fingerprint(config))
+        found, looked_at = unfinished(fresh.parent, fingerprint(config))
+        how = "starting a new run" if found is None else f"going on with {found.path}"
+        said = f"resume=auto: looked for an unfinished run of these values among {looked_at}: {how}"
+        Console(highlight=False, markup=False).print(said, soft_wrap=True)
         config = config.model_copy(update={"resume": None if found is None else str(found.path)})
     if config.resume is None:
         return config, RunDirectory.create(fresh, to_yaml(config), overrides, fingerprint(config))

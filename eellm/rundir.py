@@ -168,9 +168,21 @@ def whole_checkpoint(key: str, given: str) -> tuple[RunDirectory, Path]:
     raise CheckpointError(f"{key}={given}: {wrong}.{fix}")
 
 
-def unfinished(siblings: Path, fingerprint: str) -> RunDirectory | None:
-    """The newest run in a folder that has this fingerprint, has a checkpoint and is not done."""
+def unfinished(siblings: Path, fingerprint: str) -> tuple[RunDirectory | None, str]:
+    """The newest run in a folder that has this fingerprint, has a checkpoint and is not done; and what was found instead."""
     runs = [RunDirectory(path.parent) for path in siblings.glob("*/status.json")]
-    open_runs = [run for run in runs if run.status().get("fingerprint") == fingerprint and run.status().get("state") != "done"]
-    resumable = [run for run in open_runs if run.steps()]
-    return max(resumable, key=lambda run: float(str(run.status().get("started", 0))), default=None)
+    passed = {"of other values": 0, "done": 0, "without a checkpoint": 0}
+    resumable = []
+    for run in runs:
+        status = run.status()
+        if status.get("fingerprint") != fingerprint:
+            passed["of other values"] += 1
+        elif status.get("state") == "done":
+            passed["done"] += 1
+        elif not run.steps():
+            passed["without a checkpoint"] += 1
+        else:
+            resumable.append(run)
+    found = ", ".join(f"{count} {what}" for what, count in passed.items() if count)
+    newest = max(resumable, key=lambda run: float(str(run.status().get("started", 0))), default=None)
+    return newest, f"{len(runs)} runs in {siblings}" + (f" ({found})" if found else "")

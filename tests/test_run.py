@@ -52,6 +52,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         (["exits.layers=[2"], ["exits.layers=[2", "quote"]),
         (["model=3"], ["--help"]),
         (["task=evaluate", "checkpoint=nowhere"], ["nowhere: there is no such directory"]),
+        (["hydra.run.dir=/dev/null/below"], ["cannot write /dev/null", "Not a directory"]),
     ],
 )
 def test_a_users_mistake_is_a_message(arguments: list[str], words: list[str], tmp_path: Path) -> None:

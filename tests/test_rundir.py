@@ -79,19 +79,23 @@ def test_unfinished_is_the_newest_that_can_go_on(tmp_path: Path) -> None:
     new(tmp_path / "2", steps=(1,), state="done")
     new(tmp_path / "3", steps=(1,), fingerprint="other")
     new(tmp_path / "4")
-    assert unfinished(tmp_path, "f") == expected
-    assert unfinished(tmp_path, "unheard of") is None
+    assert unfinished(tmp_path, "f") == (expected, f"5 runs in {tmp_path} (1 of other values, 1 done, 1 without a checkpoint)")
+    assert unfinished(tmp_path, "unheard of") == (None, f"5 runs in {tmp_path} (5 of other values)")
 
 
-def test_resume_auto_starts_fresh_and_then_continues(tmp_path: Path) -> None:
+def test_resume_auto_starts_fresh_and_then_continues(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = compose(["task=train", "resume=auto"])
     first_config, first = open_run(config, tmp_path / "1", ["task=train", "resume=auto"])
     assert first_config.resume is None
+    assert capsys.readouterr().out == (
+        f"resume=auto: looked for an unfinished run of these values among 0 runs in {tmp_path}: starting a new run\n"
+    )
     first.write_status("preempted", "interrupted")
     checkpoint(first, 1)
     longer = compose(["task=train", "resume=auto", "trainer.val_every=9"])
     again_config, again = open_run(longer, tmp_path / "2", ["task=train", "resume=auto", "trainer.val_every=9"])
     assert again == first
+    assert capsys.readouterr().out.endswith(f"among 1 runs in {tmp_path}: going on with {first.path}\n")
     assert again_config.resume == str(first.path)
     assert not (tmp_path / "2").exists()
     assert from_yaml(again.config.read_text()).trainer.val_every == 9
@@ -151,4 +155,4 @@ def test_resume_auto_passes_over_folders_that_are_no_runs(tmp_path: Path) -> Non
     for name, status in (("cut", '{"state": "run'), ("other", "[]")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "status.json").write_text(status)
-    assert unfinished(tmp_path, "f") == expected
+    assert unfinished(tmp_path, "f")[0] == expected

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+import yaml
 
 from eellm.errors import ConfigError, Problem
 
@@ -51,6 +54,33 @@ def parse_override(text: str) -> Override | None:
     if match is None or (match["value"] is None and match["sign"] is None):
         return None
     return Override(text, match["sign"] or "", match["key"])
+
+
+def experiment_groups(overrides: Iterable[Override]) -> set[str]:
+    """Groups that the experiments named on the command line set, or choose an option of."""
+    named = [override.text.partition("=")[2] for override in overrides if override.key == "experiment"]
+    return set().union(*(_groups_in(name) for names in named for name in names.strip("[]").split(",")))
+
+
+def _groups_in(experiment: str) -> set[str]:
+    files = [folder / "experiment" / f"{experiment.strip()}.yaml" for folder in _config_folders()]
+    file = next((file for file in files if file.is_file()), None)
+    content = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    groups = set(content) - {"defaults"}
+    for entry in content.get("defaults", []):
+        if isinstance(entry, dict):  # `override /exits: quarter_half`
+            groups |= {re.split(r"[/@]", key.removeprefix("override ").strip().lstrip("/"))[0] for key in entry}
+        elif entry != "_self_":
+            groups |= _groups_in(entry)
+    return groups
+
+
+def _config_folders() -> list[Path]:
+    """conf/ and what --config-dir and hydra.searchpath add to it."""
+    from hydra.core.hydra_config import HydraConfig
+
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    return [CONF, *(Path(source.path) for source in sources if source.schema == "file")]
 
 
 def forced(arguments: list[str]) -> list[str]:

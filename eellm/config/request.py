@@ -13,8 +13,11 @@ from eellm.config.commandline import Override, parse_override
 from eellm.config.schema import Config, ParallelConfig
 from eellm.errors import Problem
 
-FROM_CHECKPOINT = ("model", "exits", "tokenizer")
+FROM_CHECKPOINT = ("model", "tokenizer")
 """Groups that `checkpoint=` brings along."""
+
+FROM_CHECKPOINT_UNLESS_GIVEN = ("exits",)
+"""Groups that it brings along too, but training may ask for others."""
 
 READS_A_MODEL = ("evaluate", "calibrate", "generate")
 """Tasks that need a checkpoint."""
@@ -101,7 +104,7 @@ def unread_overrides(task: str, request: Request) -> Iterator[Problem]:
     reads = TASK_READS[task]
     for override in request.parsed:
         known = override.group in Config.model_fields and override.group not in _ALWAYS
-        if not known or (task in READS_A_MODEL and override.group in FROM_CHECKPOINT):
+        if not known or override.group in groups_from_checkpoint(task):
             continue
         if not any(_covers(read, override.key) for read in reads):
             tasks = [name for name, groups in TASK_READS.items() if any(_covers(read, override.key) for read in groups)]
@@ -109,10 +112,17 @@ def unread_overrides(task: str, request: Request) -> Iterator[Problem]:
             yield Problem(override.key, typed_value(override), reason, f"leave it out, or choose task={' or '.join(tasks)}")
 
 
-def checkpoint_overrides(request: Request) -> Iterator[Problem]:
+def groups_from_checkpoint(task: str) -> tuple[str, ...]:
+    """Groups that a task that reads a checkpoint takes from it, whatever the command line says."""
+    if task == "train":
+        return FROM_CHECKPOINT
+    return (*FROM_CHECKPOINT, *FROM_CHECKPOINT_UNLESS_GIVEN) if task in READS_A_MODEL else ()
+
+
+def checkpoint_overrides(task: str, request: Request) -> Iterator[Problem]:
     """Overrides of what the checkpoint brings along."""
     for override in request.parsed:
-        if override.group in FROM_CHECKPOINT:
+        if override.group in groups_from_checkpoint(task):
             reason = f"`{override.group}` comes from the checkpoint"
             yield Problem(override.key, typed_value(override), reason, "leave it out")
 

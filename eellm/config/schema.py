@@ -389,7 +389,7 @@ class Config(Node):
     device: Literal["auto", "cpu", "cuda"]
     """`auto`: CUDA where there is any."""
     checkpoint: str | None
-    """Run directory to read a model from."""
+    """Run directory to read a model from; with task=train, whose weights to begin with."""
     resume: str | None
     """Run directory to continue, or `auto`."""
     objective: str

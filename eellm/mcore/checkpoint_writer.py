@@ -104,4 +104,4 @@ def _write_errors(partial: Path) -> Iterator[None]:
         from_main_rank(report)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise WriteError(f"cannot write {partial}: {error.strerror or error}.") from error
+        raise WriteError.of(partial, error) from error

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
-from unittest import mock
 
 import torch
 from megatron.core.optimizer import OptimizerConfig as McoreOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from eellm.config.schema import OptimizerConfig, PrecisionConfig
 from eellm.mcore.cpu import cpu_stand_ins
-from eellm.mcore.optimizer_state import initialise_states, loaded_form, saved_form
+from eellm.mcore.optimizer_state import load_states, sharded_states
 from eellm.mcore.parts import DTYPES, TransformerConfig
-
-# the only distributed format that another pipeline layout can load
-CHECKPOINT_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 LOWEST_LOSS_SCALE = 1.0
 
@@ -67,8 +61,6 @@ class MegatronOptimizer:
             group["weight_decay"] = optimizer.weight_decay * group["wd_mult"]
         self._clip = optimizer.clip_grad or math.inf
         self._lowest_scale = LOWEST_LOSS_SCALE if dtype == "fp16" else math.inf
-        self._fp32_model = dtype == "fp32"
-        self._template: dict[str, Any] | None = None
         config.grad_scale_func = self._optimizer.scale_loss
 
     @property
@@ -106,26 +98,12 @@ class MegatronOptimizer:
     def sharded_state(self, model_state: dict[str, Any], is_loading: bool) -> dict[str, Any]:
         """megatron-core's global view of the optimizer states, in terms of the model's (`Stage.sharded_state_dict`)."""
         with cpu_stand_ins():
-            for part in self._parts():
-                initialise_states(part.optimizer)
-            state = self._optimizer.sharded_state_dict(model_state, is_loading=is_loading, metadata=CHECKPOINT_METADATA)
-        self._template = state if is_loading else None
-        return saved_form(state, self._fp32_model)
+            return {str(n): sharded_states(part, model_state, is_loading) for n, part in enumerate(self._parts())}
 
-    @torch.no_grad()
-    def load_state(self, saved: dict[str, Any]) -> None:
+    def load_state(self, model_state: dict[str, Any], saved: dict[str, Any]) -> None:
         """Take what `sharded_state` described and a checkpoint filled in; the model's weights are loaded before."""
-        assert self._template is not None
-        state, self._template = loaded_form(self._template, saved, self._fp32_model), None
-        with cpu_stand_ins(), contextlib.ExitStack() as stack:
-            for part in self._distributed_parts():
-                stack.enter_context(_completed_parameter_states(part, self._fp32_model))
-            self._optimizer.load_state_dict(state)
-            for part in self._distributed_parts():
-                for parameter_state in part.optimizer.state.values():
-                    # mcore hands one tensor to all parameters, and each of them would count it up
-                    if "step" in parameter_state:
-                        parameter_state["step"] = parameter_state["step"].clone()
+        for number, part in enumerate(self._parts()):
+            load_states(part, model_state, saved[str(number)])
 
     def reload_parameters(self) -> None:
         """Follow the model after its weights were loaded without the optimizer's states."""
@@ -134,24 +112,3 @@ class MegatronOptimizer:
 
     def _parts(self) -> list[Any]:
         return getattr(self._optimizer, "chained_optimizers", [self._optimizer])
-
-    def _distributed_parts(self) -> list[DistributedOptimizer]:
-        return [part for part in self._parts() if isinstance(part, DistributedOptimizer)]
-
-
-def _completed_parameter_states(part: DistributedOptimizer, fp32_model: bool) -> contextlib.AbstractContextManager:
-    """While loading: supply what a checkpoint has elsewhere.
-
-    torch's Adam keeps `step` in each parameter's state, which mcore saves per group and then misses; the main parameters
-    of an fp32 model are views of its weights, and loaded with them.
-    """
-    set_states = part._set_main_param_and_optimizer_states
-
-    def with_rest(parameter: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
-        group, order = part.model_param_group_index_map[parameter]
-        main = part.optimizer.param_groups[group]["params"][order]
-        state = part.optimizer.state[main]
-        step = {"step": state["step"]} if "step" in state else {}
-        set_states(parameter, {**step, **tensors, **({"param": main} if fp32_model else {})})
-
-    return mock.patch.object(part, "_set_main_param_and_optimizer_states", with_rest)

@@ -1,99 +1,149 @@
-"""Optimizer states in one form, whichever of megatron-core's optimizers holds them.
+"""Optimizer states in checkpoints: one form, whichever of megatron-core's optimizers holds them.
 
-In a checkpoint each state is a whole tensor named after its parameter: `optimizer.state.exp_avg.layers.3.mlp...`, and
-`optimizer.state.fp32_param....` where the model's own weights are not fp32. Plain and distributed optimizers nest these
-tensors differently, and call the last kind differently; here the nesting stays local and the names are made the same, so
-that a checkpoint of either is loaded by the other.
+Each state is a whole tensor named after its parameter: `optimizer.state.exp_avg.layers.3.mlp...`, and
+`optimizer.state.fp32_param....` where the model's own weights are not fp32. megatron-core's own forms differ between its
+optimizers; that of the distributed one (`fully_reshardable`) moreover shifts states whenever a parameter's size is no
+multiple of 64, because it forgets the padding between parameters (it warns of "data corruption").
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
-from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedBase, ShardedTensor, ShardedTensorFactory
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
+from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 
-_MAIN_PARAMETER, _IN_DISTRIBUTED = "optimizer.state.fp32_param.", "optimizer.state.param."
+MAIN_PARAMETER = "fp32_param"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What this rank updates of a parameter: elements [start, end) of it, flattened; `main` are they in fp32."""
+
+    main: torch.Tensor
+    start: int
+    end: int
+
+
+@torch.no_grad()
+def sharded_states(part: Any, model_state: dict[str, Any], is_loading: bool) -> dict[str, Any]:
+    """megatron-core's sharded view of one of its optimizers; `model_state` is that of the model.
+
+    All data-parallel ranks call this: of a distributed optimizer each holds a piece of every tensor.
+    """
+    initialise_states(part.optimizer)
+    distributed = isinstance(part, DistributedOptimizer)
+    tensors: dict[str, Any] = {}
+    for sharded, kind, shard, values in _entries(part, model_state):
+        if distributed:
+            values = _whole(sharded.data, shard, values, None if is_loading else part.data_parallel_group)
+        tensors[str(len(tensors))] = make_sharded_optimizer_tensor(sharded, values, f"optimizer.state.{kind}")
+    scaler = getattr(part, "grad_scaler", None)
+    return {"tensors": tensors, "step": _step(part.optimizer), "grad_scaler": scaler.state_dict() if scaler else None}
+
+
+@torch.no_grad()
+def load_states(part: Any, model_state: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Take what `sharded_states` described and a checkpoint filled in. Hyperparameters stay: they are the config's."""
+    for number, (_, _, shard, values) in enumerate(_entries(part, model_state)):
+        if shard is not None:
+            values.copy_(saved["tensors"][str(number)].flatten()[shard.start : shard.end].view_as(values))
+    _set_step(part.optimizer, saved["step"])
+    scaler = getattr(part, "grad_scaler", None)
+    if scaler and saved["grad_scaler"]:
+        scaler.load_state_dict(saved["grad_scaler"])
 
 
 def initialise_states(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter the states that torch's optimizers make in their first step, as that step would find them.
+    """Give every parameter the states that the optimizer's first step makes, as that step would find them.
 
-    megatron-core reads their shapes to load them, and cannot save a run whose steps were all skipped without them. It makes
-    those of Apex and Transformer Engine itself.
+    They are saved even if all steps so far were skipped, and a fresh optimizer has to have them to be loaded.
     """
-    if not isinstance(optimizer, torch.optim.Adam | torch.optim.SGD):
-        return
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state[parameter]
             if state:
                 continue
-            if "betas" in group:
+            if _counts(optimizer):
                 state["step"] = torch.tensor(0.0)
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-            elif group["momentum"]:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
+            for kind in _kinds(optimizer):
+                state[kind] = torch.zeros_like(parameter)
 
 
-def saved_form(state: dict[str, Any], fp32_model: bool) -> dict[str, Any]:
-    """megatron-core's sharded optimizer state -> what goes into a checkpoint."""
-    tensors = {str(number): tensor for number, tensor in enumerate(_tensors(state, fp32_model))}
-    return {"tensors": tensors, "step": _step(state), "grad_scaler": state.get("grad_scaler")}
+def _entries(part: Any, model_state: dict[str, Any]) -> Iterator[tuple[Any, str, Shard | None, torch.Tensor | None]]:
+    """(the model's sharded tensor, kind of state, this rank's shard, its values) of every state, in the same order everywhere."""
+    shards = _shards(part)
+    for sharded in nested_values(extract_sharded_tensors_and_factories(model_state)[0]):
+        if not sharded.data.requires_grad:
+            continue
+        shard = shards.get(sharded.data)
+        state = {} if shard is None else part.optimizer.state[shard.main]
+        for kind in _kinds(part.optimizer):
+            yield sharded, kind, shard, state.get(kind)
+        if sharded.data.dtype != torch.float32:  # elsewhere main parameters are the model's
+            yield sharded, MAIN_PARAMETER, shard, None if shard is None else shard.main
 
 
-def loaded_form(template: dict[str, Any], saved: dict[str, Any], fp32_model: bool) -> dict[str, Any]:
-    """What `saved_form` made of a template, filled by a checkpoint -> megatron-core's state, in the template's place.
-
-    Hyperparameters are the template's: they belong to the run's config.
-    """
-    values = {id(tensor): saved["tensors"][str(n)] for n, tensor in enumerate(_tensors(template, fp32_model))}
-
-    def filled(leaf: Any) -> Any:
-        if isinstance(leaf, ShardedBase):
-            return values.get(id(leaf), leaf.data)
-        return leaf.unwrap() if isinstance(leaf, LocalNonpersistentObject) else leaf
-
-    state = dict_list_map_inplace(filled, template)
-    _set_step(state, saved["step"])
-    if "grad_scaler" in state and saved["grad_scaler"] is not None:
-        state["grad_scaler"] = saved["grad_scaler"]
-    return state
-
-
-def _tensors(state: Any, fp32_model: bool) -> Iterator[ShardedTensor | ShardedTensorFactory]:
-    """The tensors to save, under their names in checkpoints. An fp32 model's weights are its main parameters: saved once."""
-    if isinstance(state, dict | list):
-        for value in state.values() if isinstance(state, dict) else state:
-            yield from _tensors(value, fp32_model)
-    elif isinstance(state, ShardedTensor | ShardedTensorFactory):
-        if state.key.startswith(_IN_DISTRIBUTED):
-            state.key = _MAIN_PARAMETER + state.key.removeprefix(_IN_DISTRIBUTED)
-        if not (fp32_model and state.key.startswith(_MAIN_PARAMETER)):
-            yield state
-
-
-def _step(state: dict[str, Any]) -> int | None:
-    """Updates so far; None where the optimizer does not count them (SGD)."""
-    if "param_state" in state:
-        step = state["optimizer"]["param_groups"][0]["step"]
+def _shards(part: Any) -> dict[torch.nn.Parameter, Shard]:
+    if isinstance(part, DistributedOptimizer):
+        groups = part.optimizer.param_groups
+        places = {
+            parameter: (groups[group]["params"][order], part._get_model_param_range_map(parameter)["param"])
+            for parameter, (group, order) in part.model_param_group_index_map.items()
+        }
+        return {parameter: Shard(main, where.start, where.end) for parameter, (main, where) in places.items()}
+    if isinstance(part, Float16OptimizerWithFloat16Params):
+        groups = zip(part.float16_groups, part.fp32_from_float16_groups, strict=True)
+        pairs = [pair for models, mains in groups for pair in zip(models, mains, strict=True)]
+        pairs += [(parameter, parameter) for group in part.fp32_from_fp32_groups for parameter in group]
     else:
-        step = _inner(state)["state"].get("common_step", 0.0 if "betas" in _inner(state)["param_groups"][0] else None)
-    return None if step is None else int(step)
+        pairs = [(parameter, parameter) for parameter in part.get_parameters()]
+    return {parameter: Shard(main, 0, main.numel()) for parameter, main in pairs}
 
 
-def _set_step(state: dict[str, Any], step: int | None) -> None:
-    if step is None:
-        return
-    if "param_state" in state:
-        for group in state["optimizer"]["param_groups"]:
-            group["step"] = float(step)
-    else:
-        _inner(state)["state"]["common_step"] = torch.tensor(float(step))
+def _whole(
+    parameter: torch.Tensor, shard: Shard | None, values: torch.Tensor | None, group: dist.ProcessGroup | None
+) -> torch.Tensor:
+    """A state in the parameter's shape, put together from the pieces of a group's ranks; empty without a group."""
+    if group is None:
+        return torch.empty(parameter.shape, dtype=torch.float32, device=parameter.device)
+    whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
+    if shard is not None and values is not None:
+        whole[shard.start : shard.end] = values.flatten()
+    dist.all_reduce(whole, group=group)  # every element is on one rank, and nothing elsewhere
+    return whole.view(parameter.shape)
 
 
-def _inner(state: dict[str, Any]) -> dict[str, Any]:
-    """torch's part of a plain optimizer's state: below `optimizer` where there are fp32 copies beside it."""
-    return state.get("optimizer", state)
+def _kinds(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    group = optimizer.param_groups[0]
+    if "betas" in group:
+        return ("exp_avg", "exp_avg_sq")
+    return ("momentum_buffer",) if group["momentum"] else ()
+
+
+def _counts(optimizer: torch.optim.Optimizer) -> bool:
+    """torch's Adam counts its steps for every parameter, those of Apex and Transformer Engine for every group."""
+    return isinstance(optimizer, torch.optim.Adam)
+
+
+def _step(optimizer: torch.optim.Optimizer) -> int | None:
+    """Updates so far; None where nothing counts them (SGD)."""
+    if _counts(optimizer):
+        return max((int(state["step"]) for state in optimizer.state.values()), default=0)
+    return optimizer.param_groups[0].get("step", 0) if "betas" in optimizer.param_groups[0] else None
+
+
+def _set_step(optimizer: torch.optim.Optimizer, step: int | None) -> None:
+    if _counts(optimizer):
+        for state in optimizer.state.values():
+            state["step"].fill_(step)
+    elif step is not None:
+        for group in optimizer.param_groups:
+            group["step"] = step

@@ -1,4 +1,4 @@
-"""`task=train`: train a model from scratch, or continue a run."""
+"""`task=train`: train a model from scratch or from another run's weights, or continue a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from eellm.config.schema import Config
 from eellm.data.corpus import Corpus, prepare_corpus
 from eellm.metrics.names import STEP, TIME
 from eellm.metrics.recorder import Recorder
@@ -13,11 +14,12 @@ from eellm.metrics.rows import read_rows, rows_until
 from eellm.rundir import step_of, whole_checkpoint
 from eellm.tasks.context import TaskContext
 from eellm.tasks.session import Plan, groups_of, process_group, recording
+from eellm.tasks.trained import checkpoint_folder, with_tokenizer_of, with_trained_tokenizer
 
 
 def prepare(context: TaskContext) -> None:
     """Tokenise the corpus, or find it in the cache; ranks open it by what is written here."""
-    corpus = prepare_corpus(context.config)
+    corpus = prepare_corpus(with_own_tokenizer(context))
     corpus.save(context.run.corpus)
     context.run.keep_tokenizer(Path(corpus.tokenizer))
 
@@ -26,6 +28,15 @@ def run(context: TaskContext) -> dict[str, float]:
     with process_group(context.config) as device, recording(context, resume_step(context)) as (recorder, final):
         final |= train(context, recorder, device)
     return final
+
+
+def with_own_tokenizer(context: TaskContext) -> Config:
+    """The config with the tokenizer that the weights were trained with: the run's own copy when it goes on, else the
+    checkpoint's, else as configured."""
+    config = context.config
+    if config.resume is not None and context.run.tokenizer.is_file():
+        return with_tokenizer_of(context.run, config)
+    return config if config.checkpoint is None else with_trained_tokenizer(config)
 
 
 def resume_checkpoint(context: TaskContext) -> Path | None:
@@ -44,7 +55,9 @@ def train(context: TaskContext, recorder: Recorder, device: torch.device) -> dic
 
     config, corpus = context.config, Corpus.load(context.run.corpus)
     plan = Plan.of(config, corpus.vocab_size)
-    job = TrainingJob(config, plan.spec, plan.stages, corpus, context.run_dir, resume_checkpoint(context))
+    resumed = resume_checkpoint(context)
+    start = checkpoint_folder(config) if resumed is None and config.checkpoint is not None else None
+    job = TrainingJob(config, plan.spec, plan.stages, corpus, context.run_dir, resumed, start)
     with groups_of(plan, device, config.seed) as groups:
         return recorded_before(context) | fit(job, groups, recorder).latest
 

@@ -10,7 +10,7 @@ from eellm.data.tokenizer_files import load_tokenizer
 from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
 from eellm.mcore.checkpoint import load_stages
 from eellm.mcore.groups import Groups
-from eellm.rundir import locate, whole_checkpoint
+from eellm.rundir import RunDirectory, locate, whole_checkpoint
 from eellm.tasks.session import Plan
 
 
@@ -28,7 +28,12 @@ def trained_tokenizer(config: Config) -> Tokenizer:
 def with_trained_tokenizer(config: Config) -> Config:
     """The config with the checkpoint's own tokenizer, whatever text is to be read with it."""
     assert config.checkpoint is not None
-    path = str(locate(config.checkpoint)[0].tokenizer)
+    return with_tokenizer_of(locate(config.checkpoint)[0], config)
+
+
+def with_tokenizer_of(run: RunDirectory, config: Config) -> Config:
+    """The config with the tokenizer that lies in a run's directory."""
+    path = str(run.tokenizer)
     return config.model_copy(update={"tokenizer": config.tokenizer.model_copy(update={"kind": "file", "path": path})})
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import PyTorchProfiler
+from rich.console import Console
 
 from eellm.config.schema import Config
 from eellm.data.corpus import Corpus
@@ -22,11 +23,15 @@ from eellm.train.module import EarlyExitModule
 from eellm.train.preemption import NoSignalHandlers, Preemption, raise_where_requested
 from eellm.train.progress import ProgressDisplay
 from eellm.train.strategy import MegatronStrategy
+from eellm.train.warm_start import warm_start
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What is trained, and where its results go. `resume_from` is a checkpoint folder."""
+    """What is trained, and where its results go.
+
+    `resume_from` and `start_from` are checkpoint folders: of the run itself, to go on with; of another, for its weights.
+    """
 
     config: Config
     spec: ModelSpec
@@ -34,6 +39,7 @@ class TrainingJob:
     corpus: Corpus
     run_dir: Path
     resume_from: Path | None = None
+    start_from: Path | None = None
 
 
 def fit(job: TrainingJob, groups: Groups, recorder: Recorder, extra_callbacks: Sequence[Callback] = ()) -> EarlyExitModule:
@@ -44,6 +50,11 @@ def fit(job: TrainingJob, groups: Groups, recorder: Recorder, extra_callbacks: S
     config = job.config
     quiet_dependencies()  # Lightning sets the levels of its loggers when it is imported
     module = EarlyExitModule(config, job.spec, job.plan, groups, job.corpus, recorder)
+    if job.start_from is not None:
+        started = warm_start(job.start_from, module.chunks.stages, job.spec)
+        module.megatron_optimizer.reload_parameters()
+        if groups.is_main:
+            Console(highlight=False).print(str(started), soft_wrap=True)
     checkpoints = Checkpoints(RunDirectory(job.run_dir), config.trainer)
     callbacks = [*extra_callbacks, checkpoints, Preemption(checkpoints)]
     if groups.is_main and config.trainer.progress != "none":

@@ -143,7 +143,8 @@ class MegatronStrategy(ParallelStrategy):
         mcore_checkpoint.load_model_state(self._module.chunks.stages, checkpoint)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        self._module.megatron_optimizer.load_state(checkpoint["optimizer"])
+        model = mcore_checkpoint.model_state(self._module.chunks.stages)
+        self._module.megatron_optimizer.load_state(model, checkpoint["optimizer"])
 
     def _sharded(self, is_loading: bool) -> dict[str, Any]:
         self._module.chunks.synchronise_parameters()

@@ -103,3 +103,35 @@ def test_a_resumed_run_keeps_its_config_but_for_the_overrides(saved_run: Path) -
 def test_a_config_file_with_an_unknown_key_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"optimizer\.lr_"):
         from_yaml(to_yaml(compose()).replace("  lr:", "  lr_:"))
+
+
+def test_a_warm_start_takes_model_and_tokenizer_and_unless_asked_the_exits(saved_run: Path) -> None:
+    warm = ["task=train", f"checkpoint={saved_run}"]
+    kept = compose(warm)
+    assert (kept.model.num_layers, kept.exits.layers, kept.tokenizer.vocab_size) == (4, [1, 3], 512)
+    assert (kept.model.max_positions, kept.data.sequence_length) == (64, compose().data.sequence_length)
+    assert kept.checkpoint == str(saved_run)
+    assert compose([*warm, "exits.layers=[2]"]).exits.layers == [2]
+    assert compose([*warm, "exits=none"]).exits.layers == []
+    assert compose([*warm, "exits.init=copy"]).exits.layers == [1, 3]
+    assert compose([*warm, "experiment=pp2_laptop", "exits.head=mlp", "exits.layers=[2,3]"]).exits.head == "mlp"
+    # an experiment that sets exits asks for them, too
+    with pytest.raises(ConfigError, match=r"exits\.layers=\[2,6\].*"):
+        compose([*warm, "experiment=pp2_laptop"])
+
+
+def test_a_resumed_warm_start_no_longer_reads_its_source(saved_run: Path, tmp_path: Path) -> None:
+    config = compose(["task=train", f"checkpoint={saved_run}"])
+    again = saved_run.with_name("warm")
+    shutil.copytree(saved_run, again)
+    (again / "config.yaml").write_text(to_yaml(config))
+    shutil.rmtree(saved_run)
+    resumed = compose(["task=train", f"resume={again}", "trainer.max_steps=9"])
+    assert (resumed.checkpoint, resumed.resume, resumed.trainer.max_steps) == (str(saved_run), str(again), 9)
+    assert fingerprint(compose(["task=train", f"resume={again}"])) == fingerprint(config)
+    assert fingerprint(config) != fingerprint(config.model_copy(update={"checkpoint": None}))
+
+
+def test_changing_exits_on_resume_names_the_warm_start(saved_run: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"task=train checkpoint={saved_run} exits.layers=\[1\]"):
+        compose(["task=train", f"resume={saved_run}", "exits.layers=[1]"])

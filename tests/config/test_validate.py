@@ -165,9 +165,10 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     ([*GENERATE, "parallel=pp2_vp2"], {"parallel.pp", "parallel.vp"}),
     (["task=evaluate"], {"checkpoint"}),
     (["task=generate"], {"checkpoint"}),
-    ([TRAIN, "checkpoint=RUN"], {"checkpoint"}),
+    (["checkpoint=RUN"], {"checkpoint"}),
+    ([TRAIN, "checkpoint=RUN", "model.num_layers=8", "tokenizer.vocab_size=300"], {"model.num_layers", "tokenizer.vocab_size"}),
     (["resume=auto"], {"resume"}),
-    ([TRAIN, "checkpoint=RUN", "resume=RUN"], {"checkpoint", "resume"}),
+    ([TRAIN, "checkpoint=RUN", "resume=RUN"], {"checkpoint"}),
     # overrides that nobody reads
     ([TRAIN, "decoding.max_new_tokens=5"], {"decoding.max_new_tokens"}),
     ([TRAIN, "exit_policy=margin"], {"exit_policy"}),
@@ -195,6 +196,7 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     # resuming
     ([TRAIN, "resume=RUN", "model.num_layers=8", "exits=none", "seed=2"], {"model.num_layers", "exits", "seed"}),
     ([TRAIN, "resume=RUN", "data.sequence_length=32"], {"data.sequence_length"}),
+    ([TRAIN, "resume=RUN", "precision=bf16"], {"precision"}),
 ]
 
 FINE: list[list[str]] = [
@@ -222,6 +224,9 @@ FINE: list[list[str]] = [
     [TRAIN, "resume=auto"],
     [TRAIN, "data.global_batch_size=32", "parallel=pp2_vp2", RAMP_UP.format(8, 24, 10)],
     [TRAIN, "resume=RUN", "trainer.max_steps=9", "parallel=pp2"],
+    [TRAIN, "resume=RUN", "exits.layers=[1,3]", "model.num_layers=4", "seed=1", "exits.boundary=start", "parallel=pp2"],
+    [TRAIN, "checkpoint=RUN", "exits.layers=[1,2,3]", "exits.init=copy", "parallel=pp2"],
+    [TRAIN, "checkpoint=RUN", "resume=auto", "data.sequence_length=32"],
 ]
 
 

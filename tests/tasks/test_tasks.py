@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +19,29 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = [override for override in BASE if not override.startswith("task=")]
 
 
-def command(*overrides: str, succeed: bool = True) -> subprocess.CompletedProcess[str]:
-    """`python run.py ...` from the checkout; the cores are shared out by the launcher itself."""
+def command(*overrides: str, succeed: bool = True, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
+    """`python run.py ...` from the checkout; the cores are shared out by the launcher itself.
+
+    `largest_file`: bytes after which the system refuses to write, as a full disk does.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     result = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *overrides], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
+        [*limited(largest_file), str(ROOT / "run.py"), *overrides],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     assert (result.returncode == 0) == succeed, result.stdout[-3000:] + result.stderr[-3000:]
     return result
+
+
+def limited(largest_file: int | None) -> list[str]:
+    """How Python is started. The limit is handed down to every process; Python ignores the signal that comes with it."""
+    if largest_file is None:
+        return [sys.executable]
+    return ["bash", "-c", f'ulimit -S -f {largest_file // 1024}; exec "$0" "$@"', sys.executable]
 
 
 def quickstart(run: Path, *overrides: str) -> str:
@@ -134,6 +150,46 @@ def test_resume_continues_where_it_stopped(finished: tuple[Path, str], folder: P
     wanted = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
     losses = [(row["step"], row.get("train/loss/final"), row.get("val/loss/exit_02")) for row in rows]
     assert losses == [(row["step"], row.get("train/loss/final"), row.get("val/loss/exit_02")) for row in wanted]
+
+
+def test_a_full_disk_loses_nothing(finished: tuple[Path, str], folder: Path) -> None:
+    run = folder / "full"
+    shutil.copytree(finished[0], run)
+    before = (run / "metrics.jsonl").read_text()
+    overrides = ["trainer.max_steps=8", "trainer.val_every=0", "parallel=dp2"]
+    said = command("task=train", f"resume={run}", *overrides, succeed=False, largest_file=40 * 1024).stderr
+    assert f"cannot write {run}/checkpoints/step_0000008.partial: " in said
+    assert "File too large" in said
+    assert "Traceback" not in said
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "File too large" in status["error"]
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step_0000004", "step_0000006"]
+    after = (run / "metrics.jsonl").read_text()
+    assert after.startswith(before)
+    assert [json.loads(line)["step"] for line in after[len(before) :].splitlines()] == [7, 8]
+    command("task=train", f"resume={run}", *overrides)
+    assert (run / "checkpoints" / "step_0000008" / "eellm.json").is_file()
+
+
+def test_a_warm_start_says_what_it_took_and_goes_on_without_its_source(finished: tuple[Path, str], folder: Path) -> None:
+    source, run = folder / "source", folder / "warm"
+    shutil.copytree(finished[0], source)
+    exits = ["exits.layers=[2,3]", "exits.head=mlp", "exits.tie_output=true", "exits.init=copy"]
+    data = [override for override in SMALL if override.startswith(("data.", "data="))]
+    short = ["trainer.max_steps=2", "trainer.val_every=0", "trainer.checkpoint_every=0", "lr_schedule.warmup_steps=0"]
+    overrides = [*data, f"data.cache_dir={folder / 'cache'}", *short, "trainer.log_every=1", f"hydra.run.dir={run}"]
+    said = command("task=train", f"checkpoint={source}", "parallel=pp2", *exits, *overrides).stdout
+    assert f"warm start from {source}/checkpoints/step_0000006, exits: kept exit_02; completed (init=copy) exit_03\n" in said
+    first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    trained = [json.loads(text) for text in (source / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["train/loss/final"] for row in trained if "train/loss/final" in row]
+    assert first["step"] == 1
+    assert first["train/loss/final"] < losses[0] - 0.5 * (losses[0] - losses[-1]), "it begins where the source left off"
+    shutil.rmtree(source)
+    command("task=train", f"resume={run}", "trainer.max_steps=3")
+    assert f"checkpoint: {source}" in (run / "config.yaml").read_text()
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step_0000002", "step_0000003"]
 
 
 def test_a_missing_checkpoint_is_named_without_a_traceback(folder: Path) -> None:

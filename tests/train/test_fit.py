@@ -69,11 +69,16 @@ def test_every_layout_logs_the_same(name: str, single: list[dict], folder: Path)
         assert untimed == {key: results[0]["latest"][key] for key in untimed}, "ranks disagree on a logged number"
 
 
-def test_resumed_equals_uninterrupted(single: list[dict], folder: Path) -> None:
+@pytest.fixture(scope="module")
+def checkpoint(single: list[dict], folder: Path) -> str:
+    """The uninterrupted run's, after 4 of 6 steps."""
+    return str(folder / "single" / "checkpoints" / "step_0000004")
+
+
+def test_resumed_equals_uninterrupted(single: list[dict], checkpoint: str, folder: Path) -> None:
     """4 steps, then 2 more from the checkpoint: same sample numbers in order, same losses."""
     whole = workers.run(1, train, [], str(folder / "whole"))[0]
     assert whole["checkpoints"] == ["step_0000004", "step_0000006"]
-    checkpoint = str(folder / "whole" / "checkpoints" / "step_0000004")
     resumed = workers.run(1, train, [], str(folder / "resumed"), checkpoint)[0]
     assert resumed["seen"] == whole["seen"][32:] == list(range(32, 48))
     same(rows(folder / "resumed"), [row for row in single if row["step"] > 4], 1e-6)
@@ -102,11 +107,20 @@ def test_loss_weights_go_on_after_a_resume(kind: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tp2", "pp2_vp2", "pp2_dp2_distributed"])
-def test_resumed_on_another_layout(name: str, single: list[dict], folder: Path) -> None:
+def test_resumed_on_another_layout(name: str, single: list[dict], checkpoint: str, folder: Path) -> None:
     world, overrides = LAYOUTS[name]
     target = folder / f"resumed_{name}"
-    results = workers.run(world, train, overrides, str(target), str(folder / "whole" / "checkpoints" / "step_0000004"))
+    results = workers.run(world, train, overrides, str(target), checkpoint)
     assert sorted({number for result in results for number in result["seen"]}) == list(range(32, 48))
+    same(rows(target), [row for row in single if row["step"] > 4], 2e-4)
+
+
+def test_resumed_on_other_data_parallel_and_microbatch_sizes(single: list[dict], checkpoint: str, folder: Path) -> None:
+    """Microbatch m of data-parallel rank r holds the batch's rows from (2 m + r) x 1 on: together the same, in order."""
+    target = folder / "resumed_dp2"
+    results = workers.run(2, train, ["parallel=dp2", "data.micro_batch_size=1"], str(target), checkpoint)
+    order = [number for pair in zip(*(result["seen"] for result in results), strict=True) for number in pair]
+    assert order == list(range(32, 48))
     same(rows(target), [row for row in single if row["step"] > 4], 2e-4)
 
 

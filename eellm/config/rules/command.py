@@ -22,14 +22,12 @@ Problems = Iterator[Problem]
 def runs_are_named_where_needed(task: TaskConfig, checkpoint: str | None, resume: str | None) -> Problems:
     if task.name in READS_A_MODEL and checkpoint is None:
         yield Problem("checkpoint", None, f"task={task.name} reads a trained model", "checkpoint=<run directory>")
-    if task.name in ("train", "quickstart") and checkpoint is not None:
-        yield Problem("checkpoint", checkpoint, f"task={task.name} starts from random weights", "leave it out, or resume=<run>")
+    if task.name == "quickstart" and checkpoint is not None:
+        yield Problem("checkpoint", checkpoint, "task=quickstart starts from random weights", "leave it out, or task=train")
     if task.name == "benchmark" and checkpoint is not None:
         yield Problem("checkpoint", checkpoint, "task=benchmark measures a model with random weights", "leave it out")
     if task.name != "train" and resume is not None:
         yield Problem("resume", resume, f"task={task.name} cannot be resumed", "leave it out, or task=train")
-    if checkpoint is not None and resume is not None:
-        yield Problem("resume", resume, "a run reads either `checkpoint` or `resume`", "leave one out")
 
 
 def overrides_are_read(task: TaskConfig, request: Request) -> Problems:
@@ -50,9 +48,11 @@ def overrides_act_on_decoding(task: TaskConfig, decoding: DecodingConfig, reques
             yield Problem(override.key, typed_value(override), reason, "decoding=catch_up, or leave it out")
 
 
-def overrides_leave_the_checkpoint_alone(task: TaskConfig, checkpoint: str | None, request: Request) -> Problems:
-    if task.name in READS_A_MODEL and checkpoint is not None:
-        yield from checkpoint_overrides(request)
+def overrides_leave_the_checkpoint_alone(
+    task: TaskConfig, checkpoint: str | None, resume: str | None, request: Request
+) -> Problems:
+    if checkpoint is not None and resume in (None, "auto"):  # a resumed run says itself what it keeps
+        yield from checkpoint_overrides(task.name, request)
 
 
 RULES: list[Callable[..., Problems]] = [

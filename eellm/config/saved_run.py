@@ -1,0 +1,129 @@
+"""What a run takes from the directory of another (`checkpoint`) or of its own past (`resume`)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from eellm.config.commandline import Override, experiment_groups
+from eellm.config.request import FROM_CHECKPOINT, FROM_CHECKPOINT_UNLESS_GIVEN, READS_A_MODEL, Request, typed_value
+from eellm.errors import CheckpointError, Problem
+from eellm.rundir import locate, whole_checkpoint
+
+_MAY_CHANGE_ON_RESUME = (
+    *("parallel", "schedule", "trainer", "optimizer", "lr_schedule", "loss_weights", "logger", "debug"),
+    *("precision.initial_loss_scale", "precision.loss_scale_window"),
+    *("model.attention", "exits.boundary", "exits.deferred"),
+    *("data.micro_batch_size", "data.cache_dir", "data.num_workers"),
+    *("task", "device", "objective", "resume", "hydra"),
+)
+
+
+def with_saved_run(values: dict[str, Any], request: Request) -> tuple[dict[str, Any], list[Problem]]:
+    """Fill in what `checkpoint` and `resume` bring along; problems name what a resumed run cannot change.
+
+    Raises CheckpointError where there is nothing whole to read.
+    """
+    task = values["task"].get("name") if isinstance(values.get("task"), dict) else None
+    checkpoint, resume = values.get("checkpoint"), values.get("resume")
+    if task == "train" and isinstance(resume, str) and resume != "auto":
+        return _resumed(resume, values, request)
+    if task in (*READS_A_MODEL, "train") and isinstance(checkpoint, str) and resume in (None, "auto"):
+        whole_checkpoint("checkpoint", checkpoint)
+        merge = with_warm_start if task == "train" else with_checkpoint
+        return merge(values, saved_values(checkpoint), request), []
+    return values, []
+
+
+def with_checkpoint(values: dict[str, Any], saved: dict[str, Any], request: Request) -> dict[str, Any]:
+    """Values for a task that reads a trained model: model, exits and tokenizer are the saved run's.
+
+    So is the corpus, as far as the command line does not ask for another: numbers on other text would mislead.
+    """
+    merged = _with_saved_model(values, saved)
+    merged["exits"] = copy.deepcopy(saved["exits"])
+    merged["data"] = _with_overrides({"data": saved["data"]}, values, _about(request, "data"))["data"]
+    return merged
+
+
+def with_warm_start(values: dict[str, Any], saved: dict[str, Any], request: Request) -> dict[str, Any]:
+    """Values for training that begins with the weights of another run: model and tokenizer are the saved run's.
+
+    So are the exits, as far as neither the command line nor an experiment named there asks for others.
+    """
+    merged = _with_saved_model(values, saved)
+    if "exits" not in experiment_groups(request.parsed):
+        merged["exits"] = _with_overrides({"exits": saved["exits"]}, values, _about(request, "exits"))["exits"]
+    return merged
+
+
+def saved_values(given: str) -> dict[str, Any]:
+    """Plain values of the run that a path names. Raises CheckpointError."""
+    run, _ = locate(given)
+    values = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    needed = (*FROM_CHECKPOINT, *FROM_CHECKPOINT_UNLESS_GIVEN, "data")
+    missing = [group for group in needed if not isinstance(values, dict) or group not in values]
+    if missing:
+        raise CheckpointError(f"{run.config} is not a run's config: it has no {', '.join(missing)}.")
+    return values
+
+
+def _with_saved_model(values: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(values)
+    for group in FROM_CHECKPOINT:
+        merged[group] = copy.deepcopy(saved[group])
+    if merged["model"]["max_positions"] is None:
+        merged["model"]["max_positions"] = saved["data"]["sequence_length"]
+    return merged
+
+
+def _resumed(resume: str, values: dict[str, Any], request: Request) -> tuple[dict[str, Any], list[Problem]]:
+    saved = saved_values(resume)
+    merged = _with_overrides(saved, values, request)
+    return {**merged, "resume": resume}, list(_refused_on_resume(resume, saved, merged, request))
+
+
+def _refused_on_resume(resume: str, saved: dict[str, Any], merged: dict[str, Any], request: Request) -> Iterator[Problem]:
+    """Overrides that change what a resumed run keeps; repeating what it has is no change."""
+    for override in request.parsed:
+        if override.key in _MAY_CHANGE_ON_RESUME or override.group in _MAY_CHANGE_ON_RESUME:
+            continue
+        if override.group in saved and _at(saved, override) == _at(merged, override):
+            continue
+        fix = "leave it out, or start a new run"
+        if override.group in ("exits", "precision"):
+            fix = f"leave it out, or start a new run from these weights: task=train checkpoint={resume} {override.text}"
+        yield Problem(override.key, typed_value(override), "a resumed run keeps it as it was", fix)
+
+
+def _about(request: Request, group: str) -> Request:
+    return Request(tuple(override.text for override in request.parsed if override.group == group))
+
+
+def _path(override: Override) -> list[str]:
+    return [override.group] if override.chooses_option else override.key.split(".")
+
+
+def _at(values: dict[str, Any], override: Override) -> Any:
+    """The value that an override is about."""
+    for part in _path(override):
+        values = values.get(part) if isinstance(values, dict) else None  # type: ignore[assignment]
+    return values
+
+
+def _with_overrides(base: dict[str, Any], composed: dict[str, Any], request: Request) -> dict[str, Any]:
+    """`base` with everything that the command line names taken from the composed values."""
+    merged = copy.deepcopy(base)
+    for override in request.parsed:
+        if override.group not in composed:
+            continue
+        path = _path(override)
+        source, target = composed, merged
+        for part in path[:-1]:
+            source, target = source.get(part, {}), target.setdefault(part, {})
+        if path[-1] in source:
+            target[path[-1]] = copy.deepcopy(source[path[-1]])
+    return merged
