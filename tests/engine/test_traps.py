@@ -6,6 +6,7 @@ Elsewhere: optimizer states in checkpoints and data after a resume (tests/train)
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from eellm.model.spec import ExitSpec, plan_stages
 from eellm.model.stage import Stage
 from tests import workers
 from tests.conftest import ROOT
-from tests.engine.layouts import Case, build, global_batch, one_step, optimizer_of, tiny_spec
+from tests.engine.layouts import GLOBAL_BATCH, Case, build, global_batch, one_step, optimizer_of, tiny_spec
 from tests.engine.matrix import TOLERANCE, compare, relative
 from tests.reference import Reference
 
@@ -114,6 +115,34 @@ def output_of_first_stage(rank: int, case: Case) -> tuple[bool, bool]:
     initialise(stage, 1, 0)
     output = stage(global_batch(case)[0], objective_of(case, 0))
     return output._is_view(), output.grad_fn is not None
+
+
+@pytest.mark.parametrize(("recompute", "layers", "kernels"), [("none", 1, 1), ("selective", 1, 2), ("full", 2, 2)])
+def test_recomputation_covers_stages_with_exits(recompute: str, layers: int, kernels: int) -> None:
+    """Right numbers do not show that it takes place: passes are counted, on a stage that ends in an exit and on the last."""
+    case = Case(tiny_spec(exits=(ExitSpec(2),)), {"pp": 2}, recompute=recompute)
+    for counted in workers.run(2, count_passes, case):
+        assert counted == (2 * GLOBAL_BATCH * layers, 2 * GLOBAL_BATCH * kernels)
+
+
+def count_passes(rank: int, case: Case) -> tuple[int, int]:
+    """(passes through decoder layers, calls of attention kernels) of one training step on this rank."""
+    chunks = build(case, rank)
+    (stage,) = chunks.stages
+    counts = [0, 0]
+
+    def counting(function: Callable, which: int) -> Callable:
+        def counted(*args: object) -> object:
+            counts[which] += 1
+            return function(*args)
+
+        return counted
+
+    for layer in stage.layers.children():
+        layer.forward = counting(layer.forward, 0)
+        layer.attention.kernel = counting(layer.attention.kernel, 1)
+    MegatronEngine(chunks, case.options).run(global_batch(case), case.weights)
+    return counts[0], counts[1]
 
 
 @pytest.mark.parametrize(("world", "layout"), [(2, {"pp": 2, "vp": 2}), (4, {"pp": 4, "vp": 2})], ids=["pp2_vp2", "pp4_vp2"])
@@ -210,7 +239,7 @@ def train_copies(rank: int, case: Case, steps: int) -> list[np.ndarray]:
         chunks.zero_grad()
         optimizer.zero_grad()
         engine.run(batch, case.weights)
-        assert optimizer.step().applied
+        assert optimizer.step().outcome == "applied"
     chunks.synchronise_parameters()
     weights = [stage.tied_weight() for stage in chunks.stages]
     return [weight.detach().numpy().copy() for weight in weights if weight is not None]

@@ -133,3 +133,16 @@ def test_half_precision_follows_full(dtype: str, single: list[dict], folder: Pat
         for name, value in wanted.items():
             assert row[name] == pytest.approx(value, rel=0.03), name
         assert row.get("train/loss_scale", 64) == 64, "a sum over tokens leaves fp16 little room: a larger scale may overflow"
+
+
+def test_a_step_that_overflows_is_skipped_and_logged(folder: Path) -> None:
+    """fp16 with a loss scale far too large, on one batch: weights stay as they are, the scale comes down, heads are logged."""
+    overrides = ["parallel=pp2", "precision=fp16", "precision.initial_loss_scale=1e9", "trainer.val_every=0", "debug=overfit"]
+    workers.run(2, train, overrides, str(folder / "overflow"))
+    logged = rows(folder / "overflow")
+    scales = [row["train/loss_scale"] for row in logged]
+    assert scales == sorted(scales, reverse=True)
+    assert scales[-1] < scales[0]
+    for head in ("exit_01", "exit_02", "exit_03", "final"):
+        assert len({row[f"train/loss/{head}"] for row in logged}) == 1
+    assert {row["train/grad_norm"] for row in logged} == {"NaN"}
