@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -184,6 +185,8 @@ _WORKER: dict[str, Tokenizer] = {}
 
 
 def _start_worker(tokenizer_file: str, settings: TokenizerConfig) -> None:
+    # Ctrl-C reaches every process of a terminal; the parent answers it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # a process each is the parallelism here
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _WORKER["tokenizer"] = load_tokenizer(tokenizer_file, end_of_document(settings))

@@ -11,6 +11,7 @@ torch.distributed runs, only rank 0 would write them, so `build_windows` is for 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,8 +53,13 @@ def write_documents(prefix: Path, documents: Iterable[np.ndarray], vocab_size: i
 def merge_documents(prefix: Path, shards: Iterable[Path], vocab_size: int) -> None:
     """Write `prefix`.bin and .idx with the documents of all shards, one shard after the other."""
     builder = IndexedDatasetBuilder(get_bin_path(str(prefix)), dtype=DType.optimal_dtype(vocab_size))
-    for shard in shards:
-        builder.add_index(str(shard))
+    # add_index collects garbage after every shard; with all of torch to look through that is what takes the time
+    gc.freeze()
+    try:
+        for shard in shards:
+            builder.add_index(str(shard))
+    finally:
+        gc.unfreeze()
     builder.finalize(get_idx_path(str(prefix)))
 
 

@@ -90,6 +90,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_in_the_middle_it_goes_on_and_gives_the_same(preparing, text_folder, tmp_path, workers):
     whole, config = preparing(text_folder, "whole"), preparing(text_folder, "killed", workers)
