@@ -33,7 +33,8 @@ def first_of_each_sweep(overrides: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_composes_and_validates(command: str, saved_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("README.md", "corpus.jsonl", "tokenizer.json"):
+    prefixes = [f"{prefix}.{suffix}" for prefix in ("corpus", "code", "prose") for suffix in ("bin", "idx")]
+    for name in ("README.md", "corpus.jsonl", "tokenizer.json", *prefixes):
         (tmp_path / name).write_text("{}")
     monkeypatch.chdir(tmp_path)
     overrides = overrides_of(command.replace("run.py", RUN, 1).replace("$RUN", str(saved_run)))
