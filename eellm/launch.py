@@ -10,9 +10,10 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ TASKS = "eellm.tasks"
 
 _PREPARE_TIMEOUT = timedelta(hours=2)
 """How long ranks wait for rank 0 to tokenise a corpus."""
+_GRACE = 15.0
+"""Seconds in which a rank can end by itself after another one has failed."""
 
 
 def launch(config: Config, run: RunDirectory, tasks: str = TASKS) -> dict[str, float]:
@@ -60,7 +63,8 @@ def launch(config: Config, run: RunDirectory, tasks: str = TASKS) -> dict[str, f
         elif outer is not None and outer.world_size > 1:
             store = _meeting_point()
             store.set("run", json.dumps([to_yaml(config), str(run.path), tasks]))
-            metrics = module.run(context)
+            with _ending_with_others(store, lambda problem: run.write_status("failed", problem)):
+                metrics = module.run(context)
         elif outer is not None or ranks_of(config) == 1:
             metrics = module.run(context)
         else:
@@ -92,14 +96,52 @@ def _follow(outer: OuterRank) -> int:
     try:
         context = TaskContext(from_yaml(text), Path(path))
         module = importlib.import_module(f"{tasks}.{context.config.task.name}")
-        _prepare_once_a_host(module, context, outer, store)
-        module.run(context)
+        with _ending_with_others(store):
+            _prepare_once_a_host(module, context, outer, store)
+            module.run(context)
     except Exception as error:
-        problem = f"rank {outer.rank}: {error}" if isinstance(error, UserError) else rank_failure(outer.rank)
-        sys.stderr.write(f"{problem}\n")
-        store.compare_set("failure", "", problem)  # the first one's stays
+        sys.stderr.write(f"{_report_failure(store, outer.rank, error)}\n")
         return 1
     return 0
+
+
+def _report_failure(store: Store, rank: int, error: Exception) -> str:
+    """What to say of the exception that is being handled; the other ranks are told, unless one has failed before."""
+    problem = f"rank {rank}: {error}" if isinstance(error, UserError) else rank_failure(rank)
+    with suppress(RuntimeError):  # the launcher that held the store is gone
+        store.compare_set("failure", "", problem)
+    return problem
+
+
+@contextmanager
+def _ending_with_others(store: Store, end: Callable[[str], None] = lambda problem: None) -> Iterator[None]:
+    """End this process some time after another outer rank has failed: an agent sees the ranks of its own machine only.
+
+    `end` is called with the report, where the process still waits for the failed rank and has to be ended.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            try:
+                if store.check(["failure"]):
+                    break
+            except RuntimeError:  # the store went away with who held it, which may be the end of a run that is done
+                break
+        if not over.wait(_GRACE):
+            problem = _reported_failure(patience=0.0) or "the launcher went away"
+            end(problem)
+            sys.stderr.write(f"{problem}\n")
+            sys.stderr.flush()
+            os._exit(1)
+
+    thread = threading.Thread(target=watch, daemon=True, name="other ranks")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=5.0)
 
 
 @contextmanager
@@ -107,12 +149,14 @@ def _others_failures(outer: OuterRank | None) -> Iterator[None]:
     """On rank 0: raise what another outer rank failed of, where this one only noticed that it went away."""
     try:
         yield
-    except UserError:
-        raise
     except (Exception, Preempted) as error:
-        alone = outer is None or outer.world_size == 1
-        reported = None if alone else _reported_failure(patience=0.0 if isinstance(error, Preempted) else 3.0)
+        if outer is None or outer.world_size == 1:
+            raise
+        own = isinstance(error, UserError)
+        reported = None if own else _reported_failure(patience=0.0 if isinstance(error, Preempted) else 3.0)
         if reported is None:
+            if isinstance(error, Exception):
+                _report_failure(_meeting_point(), outer.rank, error)
             raise
         raise RankFailure(reported) from None
 

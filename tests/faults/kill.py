@@ -72,7 +72,8 @@ def kill_once(life: Life, campaign: int, phase: str, victim: str, chance: random
     if not alive:
         life.seconds_to_end()
         return None
-    phase = "saving" if life.saving() else phase
+    if phase != "starting":
+        phase = "saving" if life.saving() else "training"
     processes[victim].kill()
     step = life.step()
     return Kill(campaign, phase, victim, step, begun, life.seconds_to_end(timeout=2 * PATIENCE))
