@@ -35,7 +35,9 @@ def table(rank: int, spec_: ModelSpec) -> list[TableRow]:
         stop=[],
         stop_at_eos=True,
     )
-    policy = ExitPolicyConfig(kind="max_probability", threshold=0.8, layer=None, active=[1, 3], min_new_tokens=2)
+    policy = ExitPolicyConfig(
+        kind="max_probability", threshold=0.8, layer=None, active=[1, 3], min_new_tokens=2, calibration=None
+    )
     return speed_against_quality(build(spec_), PROMPTS, decoding, policy, THRESHOLDS, repeats=2)
 
 

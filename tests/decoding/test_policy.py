@@ -23,7 +23,7 @@ def seen(**values: list[float]) -> HeadStatistics:
 
 
 def config(kind: str, threshold: float | list[float] = 0.5, **changes: object) -> ExitPolicyConfig:
-    values = {"kind": kind, "threshold": threshold, "layer": None, "active": None, "min_new_tokens": 0}
+    values = {"kind": kind, "threshold": threshold, "layer": None, "active": None, "min_new_tokens": 0, "calibration": None}
     return ExitPolicyConfig(**(values | changes))
 
 
