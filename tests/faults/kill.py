@@ -70,7 +70,7 @@ def kill_once(life: Life, campaign: int, phase: str, victim: str, chance: random
     except (psutil.NoSuchProcess, KeyError):
         alive = False
     if not alive:
-        life.seconds_to_end()
+        life.seconds_to_end(timeout=10 * PATIENCE)  # to its end: how long that takes is no matter
         return None
     if phase != "starting":
         phase = "saving" if life.saving() else "training"

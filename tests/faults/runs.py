@@ -73,7 +73,7 @@ class Life:
         partial = [path for run in self.runs() if run.checkpoints.is_dir() for path in run.checkpoints.glob("*partial*")]
         return any(path.stat().st_mtime > self.began for path in partial if path.exists())
 
-    def wait_until(self, reached: Callable[[], bool], timeout: float = 120.0, poll: float = 0.02) -> bool:
+    def wait_until(self, reached: Callable[[], bool], timeout: float = 400.0, poll: float = 0.02) -> bool:
         """Whether the moment came while the command was still running."""
         deadline = time.monotonic() + timeout
         while self.process.poll() is None and time.monotonic() < deadline:
@@ -110,7 +110,7 @@ def start(folder: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> Life
 def finish(folder: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> RunDirectory:
     """Run to the end; returns the one run that is done."""
     life = start(folder, *overrides, launcher=launcher)
-    life.seconds_to_end(timeout=280.0)
+    life.seconds_to_end(timeout=600.0)
     assert life.process.returncode == 0, life.log_text()[-3000:]
     (done,) = [run for run in life.runs() if run.status()["state"] == "done"]
     return done

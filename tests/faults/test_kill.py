@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.dist
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_killed_told_to_end_and_killed_again(folder: Path) -> None:
     runs, chance = folder / "runs", Earliest(1)
     for phase, victim in (("training", "parent"), ("saving", "rank 1")):
