@@ -25,6 +25,9 @@ from eellm.mcore.writer_processes import bound_children
 
 PARTIAL = ".partial"
 
+_CUT_SHORT = "inline_container"
+"""In what torch says when a file ends before its data do, in place of the system's reason."""
+
 # newer releases choose between this and an optional package
 _STRATEGY = {"async_strategy": "mcore"} if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters else {}
 
@@ -82,6 +85,11 @@ def _partial(path: Path) -> Path:
     return path.with_name(path.name + PARTIAL)
 
 
+def _cut_short(partial: Path) -> str:
+    free = shutil.disk_usage(partial.parent).free / 1e6
+    return f"the system stopped taking data (full disk, quota or limit on file sizes; {free:,.0f} MB are free there)"
+
+
 def _make_room(partial: Path) -> None:
     with writing(partial):
         for stale in partial.parent.glob(f"*{PARTIAL}"):
@@ -98,8 +106,9 @@ def _write_errors(partial: Path) -> Iterator[None]:
         reason = failure_reason(error)
 
         def report() -> None:
+            said = f"{_cut_short(partial)} ({reason})" if _CUT_SHORT in reason else reason
             shutil.rmtree(partial, ignore_errors=True)
-            raise WriteError(f"cannot write {partial}: {reason}.")
+            raise WriteError(f"cannot write {partial}: {said}.")
 
         from_main_rank(report)
     except OSError as error:
