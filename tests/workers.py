@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import datetime
 import faulthandler
+import gc
 import os
 import signal
 import socket
@@ -19,9 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch.multiprocessing as mp
 
 TIMEOUT = 110
+
+MAX_THREADS = 150
+"""A worker with more is replaced: gloo's threads outlive their groups, and hundreds of them that poll slow everything down."""
 
 
 class RankFailed(AssertionError):
@@ -36,6 +41,8 @@ def _serve(rank: int, world_size: int, stack_file: str, inbox: Any, outbox: Any)
     from eellm.mcore.groups import destroy_groups
 
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # what has been imported stays: collecting after every piece of work then takes milliseconds
     stacks = open(stack_file, "w")  # noqa: SIM115
     while True:
         faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True)  # a task may have handled it otherwise
@@ -53,6 +60,7 @@ def _serve(rank: int, world_size: int, stack_file: str, inbox: Any, outbox: Any)
             outbox.put((rank, False, traceback.format_exc()))
         finally:
             destroy_groups()
+            gc.collect()  # gloo's threads poll until their group is gone, and a trainer's cycles would hold it
 
 
 class Workers:
@@ -91,6 +99,8 @@ class Workers:
             (results if succeeded else failures)[rank] = value
         if failures:
             raise RankFailed("\n".join(f"rank {rank}:\n{text}" for rank, text in sorted(failures.items())))
+        if max(psutil.Process(process.pid).num_threads() for process in self.processes) > MAX_THREADS:
+            self.stop(patience=5.0)
         return [results[rank] for rank in range(self.world_size)]
 
     def _stacks(self, ranks: set[int]) -> str:
