@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -27,6 +28,11 @@ def hang_here_on_one(rank: int) -> None:
         time.sleep(0.1)
 
 
+def die_on_one(rank: int) -> None:
+    if rank == 1:
+        os._exit(7)
+
+
 def test_results_come_back_in_rank_order_and_workers_survive_a_failure() -> None:
     assert workers.run(2, add_ranks) == [1.0, 1.0]
     with pytest.raises(workers.RankFailed, match="a mistake on rank 1"):
@@ -40,3 +46,11 @@ def test_a_hung_rank_fails_with_its_stack(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(workers, "TIMEOUT", 3)
     with pytest.raises(workers.RankFailed, match=r"rank 1 hung[\s\S]*hang_here_on_one"):
         group.run(hang_here_on_one, ())
+
+
+def test_a_rank_that_dies_is_told_at_once() -> None:
+    group = workers.Workers(2)
+    began = time.monotonic()
+    with pytest.raises(workers.RankFailed, match="rank 1 died with exit code 7"):
+        group.run(die_on_one, ())
+    assert time.monotonic() - began < workers.TIMEOUT / 2

@@ -1,8 +1,8 @@
 """One group of spawned processes per world size, reused by all tests: importing torch and megatron-core takes seconds a rank.
 
 `run(world_size, function, *args)` calls a top-level function on every rank with its rank and the arguments, in a fresh
-process group, and returns the list of results. A rank that raises fails the test with its traceback; a rank that hangs
-for `TIMEOUT` seconds fails it with the stacks of all ranks, and the group is replaced.
+process group, and returns the list of results. A rank that raises fails the test with its traceback, one that dies with its
+exit code, one that hangs for `TIMEOUT` seconds with its stack; the group is then replaced.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import datetime
 import faulthandler
 import gc
 import os
+import queue
 import signal
 import socket
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -87,15 +89,15 @@ class Workers:
         for inbox in self.inboxes:
             inbox.put((port, function, args))
         results: dict[int, Any] = {}
-        failures = {}
+        failures: dict[int, str] = {}
         while len(results) + len(failures) < self.world_size:
             try:
                 # once a rank failed, the others only wait for it
-                rank, succeeded, value = self.outbox.get(timeout=10 if failures else TIMEOUT)
-            except Exception:
-                hung = self._stacks(set(range(self.world_size)) - set(results) - set(failures))
+                rank, succeeded, value = self._answer({*results, *failures}, timeout=10 if failures else TIMEOUT)
+            except queue.Empty:
+                silent = self._silence(set(range(self.world_size)) - set(results) - set(failures))
                 self.stop()
-                raise RankFailed("\n".join([*failures.values(), hung])) from None
+                raise RankFailed("\n".join([*failures.values(), silent])) from None
             (results if succeeded else failures)[rank] = value
         if failures:
             raise RankFailed("\n".join(f"rank {rank}:\n{text}" for rank, text in sorted(failures.items())))
@@ -103,12 +105,27 @@ class Workers:
             self.stop(patience=5.0)
         return [results[rank] for rank in range(self.world_size)]
 
-    def _stacks(self, ranks: set[int]) -> str:
-        for rank in ranks:
-            if self.processes[rank].is_alive():
-                os.kill(self.processes[rank].pid, signal.SIGUSR2)
-        self.processes[0].join(1)
-        return "\n".join(f"rank {rank} hung:\n{self.stacks[rank].read_text()}" for rank in sorted(ranks))
+    def _answer(self, answered: set[int], timeout: float) -> tuple[int, bool, Any]:
+        """The next rank's answer. Raises queue.Empty after the time, or at once where a rank that owes one has died."""
+        deadline = time.monotonic() + timeout
+        while True:
+            died = any(not process.is_alive() for rank, process in enumerate(self.processes) if rank not in answered)
+            try:
+                return self.outbox.get(timeout=0.5)  # what a rank sent before it died is still there
+            except queue.Empty:
+                if died or time.monotonic() > deadline:
+                    raise
+
+    def _silence(self, ranks: set[int]) -> str:
+        """What became of ranks that do not answer: where they hang, or how they ended."""
+        hung = [rank for rank in ranks if self.processes[rank].is_alive()]
+        for rank in hung:
+            os.kill(self.processes[rank].pid, signal.SIGUSR2)
+        time.sleep(1)
+        said = {rank: f"hung:\n{self.stacks[rank].read_text()}" for rank in hung}
+        return "\n".join(
+            f"rank {rank} {said.get(rank, f'died with exit code {self.processes[rank].exitcode}')}" for rank in sorted(ranks)
+        )
 
     def stop(self, patience: float = 0.0) -> None:
         """Ranks are no daemons, since saving a checkpoint starts processes; an idle rank ends by itself when told to."""

@@ -59,6 +59,7 @@ READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
     (("tokenizer.vocab_size", "tokenizer.train_megabytes"), "tokenizer.kind", ("byte_bpe",)),
     (("tokenizer.vocab_size", "tokenizer.train_megabytes"), "data.source", ("stdlib", "text", "jsonl", "huggingface")),
     (("data.path",), "data.source", ("text", "jsonl", "huggingface", "megatron")),
+    (("data.include_tests",), "data.source", ("stdlib",)),
     (("data.pattern",), "data.source", ("text", "jsonl")),
     (("data.text_field",), "data.source", ("jsonl", "huggingface")),
     (("data.subset", "data.hf_split"), "data.source", ("huggingface",)),

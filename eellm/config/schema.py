@@ -160,6 +160,8 @@ class DataConfig(Node):
     """Subset (configuration) of a Hugging Face data set."""
     hf_split: str
     """Split of a Hugging Face data set that is read."""
+    include_tests: bool
+    """Of `stdlib`: the library's own tests as well, three times as much text in all; not every distribution ships them."""
     pattern: str
     """Glob of the files read from a folder."""
     text_field: str

@@ -40,6 +40,7 @@ def data_values(path: Path | str | None, **changes: object) -> dict[str, object]
     return {
         "source": "text",
         "path": None if path is None else str(path),
+        "include_tests": False,
         "pattern": "**/*.txt",
         "text_field": "text",
         "weights": None,

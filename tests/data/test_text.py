@@ -35,6 +35,14 @@ def test_stdlib_leaves_out_tests_and_packages(data_config):
     assert sum(path.stat().st_size for _, path in files) > 8e6
 
 
+def test_stdlib_with_its_tests_is_the_library_and_more(data_config):
+    proper, all_ = (corpus_files(data_config(source="stdlib", include_tests=tests)) for tests in (False, True))
+    more = set(all_) - set(proper)
+    assert set(proper) < set(all_)
+    assert all({"test", "tests", "idle_test"} & set(Path(name).parts) for name, _ in more)
+    assert not [name for name, _ in all_ if "site-packages" in name]
+
+
 def test_a_file_alone_is_cut_at_blank_lines_and_nothing_is_lost(data_config, tmp_path):
     paragraphs = [f"paragraph {number} " + "word " * (number % 300) for number in range(400)]
     text = "\n\n".join(paragraphs)

@@ -12,14 +12,16 @@ from eellm.config.schema import DataConfig
 from eellm.data.sources.document import Document
 from eellm.data.sources.files import NamedFile, files_under, reading
 
-# Installed packages and tests are not part of the library proper, and what the build machine wrote into generated
-# files would make the corpus differ between machines with the same interpreter.
-_FOLDERS_LEFT_OUT = ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "config-*")
+# Installed packages are not part of the library, and what the build machine wrote into generated files would make the
+# corpus differ between machines with the same interpreter.
+_FOLDERS_LEFT_OUT = ("site-packages", "dist-packages", "__pycache__", "config-*")
+_TESTS = ("test", "tests", "idle_test")
 _FILES_LEFT_OUT = ("_sysconfigdata*", "sitecustomize.py")
 
 
 def files(data: DataConfig) -> list[NamedFile]:
-    return files_under(data, Path(sysconfig.get_path("stdlib")), _modules)
+    left_out = _FOLDERS_LEFT_OUT if data.include_tests else (*_FOLDERS_LEFT_OUT, *_TESTS)
+    return files_under(data, Path(sysconfig.get_path("stdlib")), lambda root: _modules(root, left_out))
 
 
 def documents(data: DataConfig) -> Iterator[Document]:
@@ -32,10 +34,10 @@ def documents(data: DataConfig) -> Iterator[Document]:
             continue  # a few modules declare an older encoding
 
 
-def _modules(root: Path) -> Iterator[Path]:
+def _modules(root: Path, folders_left_out: tuple[str, ...]) -> Iterator[Path]:
     for folder, folders, names in os.walk(root):
         # in place: os.walk then does not descend, and an interpreter's site-packages can be huge
-        folders[:] = [name for name in folders if not _matches(name, _FOLDERS_LEFT_OUT)]
+        folders[:] = [name for name in folders if not _matches(name, folders_left_out)]
         for name in names:
             if name.endswith(".py") and not _matches(name, _FILES_LEFT_OUT):
                 yield Path(folder, name)
