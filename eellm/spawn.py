@@ -13,8 +13,10 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ _WELL_ENDED = (None, 0, *(128 + number for number in SIGNALS))
 """Exit codes of ranks that still run, are done, or have ended as they were asked to."""
 _GRACE = 3.0
 """Seconds in which the other ranks can end by themselves."""
+
+Ranks = Callable[[], list[BaseProcess]]
 
 
 class RankFailure(Exception):
@@ -45,11 +49,12 @@ def spawn(context: TaskContext, tasks: str, world_size: int) -> dict[str, float]
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     quiet_elastic()
+    ranks = _ranks_from_now_on()
     with (
         tempfile.TemporaryDirectory(prefix="eellm_ranks_") as reports,
         _threads_for(world_size),
-        _no_survivors(),
-        deferred(_pass_on),
+        _no_survivors(ranks),
+        deferred(partial(_pass_on, ranks)),
     ):
         elastic = LaunchConfig(
             min_nodes=1,
@@ -71,25 +76,30 @@ def spawn(context: TaskContext, tasks: str, world_size: int) -> dict[str, float]
     return results[0]
 
 
-def _pass_on(number: int, again: bool) -> None:
-    """Ranks are this process's only children that outlive a call."""
-    for child in multiprocessing.active_children():
-        if child.pid is not None and child.is_alive():
-            os.kill(child.pid, signal.SIGKILL if again else number)
+def _ranks_from_now_on() -> Ranks:
+    """What lists the ranks: children of this process that run and are none of those that it has now, which are its caller's."""
+    others = set(multiprocessing.active_children())
+    return lambda: [child for child in multiprocessing.active_children() if child not in others]
+
+
+def _pass_on(ranks: Ranks, number: int, again: bool) -> None:
+    for rank in ranks():
+        if rank.pid is not None and rank.is_alive():
+            os.kill(rank.pid, signal.SIGKILL if again else number)
 
 
 @contextmanager
-def _no_survivors() -> Iterator[None]:
+def _no_survivors(ranks: Ranks) -> Iterator[None]:
     """Kill the ranks that outlive a failed one: they may wait for it in a collective, where no signal handler is run."""
     over = threading.Event()
 
     def watch() -> None:
-        ranks: set[Any] = set()
+        seen: set[BaseProcess] = set()
         while not over.wait(0.2):
-            ranks.update(multiprocessing.active_children())
-            if any(rank.exitcode not in _WELL_ENDED for rank in ranks):
+            seen.update(ranks())
+            if any(rank.exitcode not in _WELL_ENDED for rank in seen):
                 over.wait(_GRACE)
-                for rank in multiprocessing.active_children():
+                for rank in ranks():
                     rank.kill()
                 return
 

@@ -20,7 +20,7 @@ FROM_CHECKPOINT_UNLESS_GIVEN = ("exits",)
 """Groups that it brings along too, but training may ask for others."""
 
 READS_A_MODEL = ("evaluate", "calibrate", "generate")
-"""Tasks that need a checkpoint."""
+"""Tasks that need a trained model."""
 
 _ALWAYS = ("task", "experiment", "study", "machine", "hydra", "name", "seed", "device", "objective", "checkpoint", "resume")
 _TRAINING: tuple[str, ...] = (

@@ -11,6 +11,7 @@ import yaml
 from eellm.config.commandline import Override, experiment_groups
 from eellm.config.request import FROM_CHECKPOINT, FROM_CHECKPOINT_UNLESS_GIVEN, READS_A_MODEL, Request, typed_value
 from eellm.errors import CheckpointError, Problem
+from eellm.reference import NAME, reference_run
 from eellm.rundir import locate, whole_checkpoint
 
 _MAY_CHANGE_ON_RESUME = (
@@ -21,14 +22,21 @@ _MAY_CHANGE_ON_RESUME = (
     *("task", "device", "objective", "resume", "hydra"),
 )
 
+_OF_THE_MACHINE = ("cache_dir", "num_workers")
+"""Keys of `data` that say nothing about the text."""
+
 
 def with_saved_run(values: dict[str, Any], request: Request) -> tuple[dict[str, Any], list[Problem]]:
     """Fill in what `checkpoint` and `resume` bring along; problems name what a resumed run cannot change.
 
+    A task that needs a trained model and is given none reads the one that comes with eellm.
     Raises CheckpointError where there is nothing whole to read.
     """
     task = values["task"].get("name") if isinstance(values.get("task"), dict) else None
     checkpoint, resume = values.get("checkpoint"), values.get("resume")
+    if checkpoint == NAME or (checkpoint is None and task in READS_A_MODEL):
+        checkpoint = str(reference_run())
+        values = {**values, "checkpoint": checkpoint}
     if task == "train" and isinstance(resume, str) and resume != "auto":
         return _resumed(resume, values, request)
     if task in (*READS_A_MODEL, "train") and isinstance(checkpoint, str) and resume in (None, "auto"):
@@ -46,6 +54,8 @@ def with_checkpoint(values: dict[str, Any], saved: dict[str, Any], request: Requ
     merged = _with_saved_model(values, saved)
     merged["exits"] = copy.deepcopy(saved["exits"])
     merged["data"] = _with_overrides({"data": saved["data"]}, values, _about(request, "data"))["data"]
+    for key in _OF_THE_MACHINE:
+        merged["data"][key] = values["data"][key]
     return merged
 
 

@@ -391,7 +391,8 @@ class Config(Node):
     device: Literal["auto", "cpu", "cuda"]
     """`auto`: CUDA where there is any."""
     checkpoint: str | None
-    """Run directory to read a model from; with task=train, whose weights to begin with."""
+    """Run directory to read a model from, or `reference`: the one that comes with eellm, which is also read where a task needs
+    a model and is given none; with task=train, whose weights to begin with."""
     resume: str | None
     """Run directory to continue, or `auto`."""
     objective: str

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from eellm.config.request import (
-    READS_A_MODEL,
     Request,
     checkpoint_overrides,
     typed_value,
@@ -19,9 +18,7 @@ from eellm.errors import Problem
 Problems = Iterator[Problem]
 
 
-def runs_are_named_where_needed(task: TaskConfig, checkpoint: str | None, resume: str | None) -> Problems:
-    if task.name in READS_A_MODEL and checkpoint is None:
-        yield Problem("checkpoint", None, f"task={task.name} reads a trained model", "checkpoint=<run directory>")
+def runs_are_named_where_they_are_read(task: TaskConfig, checkpoint: str | None, resume: str | None) -> Problems:
     if task.name == "quickstart" and checkpoint is not None:
         yield Problem("checkpoint", checkpoint, "task=quickstart starts from random weights", "leave it out, or task=train")
     if task.name == "benchmark" and checkpoint is not None:
@@ -56,7 +53,7 @@ def overrides_leave_the_checkpoint_alone(
 
 
 RULES: list[Callable[..., Problems]] = [
-    runs_are_named_where_needed,
+    runs_are_named_where_they_are_read,
     overrides_are_read,
     overrides_belong_to_the_choices,
     overrides_act_on_decoding,
