@@ -14,7 +14,9 @@ import torch
 
 @dataclass(frozen=True)
 class KVShape:
-    """What one layer keeps: keys and values [sequences, groups, max_tokens, head_dim]."""
+    """What one layer keeps: keys and values [sequences, groups, max_tokens + spare, head_dim].
+
+    `spare` places behind a slot's last take what rows without a token write (`eellm.decoding.cuda_graphs`)."""
 
     max_tokens: int
     groups: int
@@ -22,6 +24,7 @@ class KVShape:
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
     sequences: int = 1
+    spare: int = 0
 
     @property
     def layer_bytes(self) -> int:
@@ -30,7 +33,7 @@ class KVShape:
 
     @property
     def size(self) -> tuple[int, int, int, int]:
-        return self.sequences, self.groups, self.max_tokens, self.head_dim
+        return self.sequences, self.groups, self.max_tokens + self.spare, self.head_dim
 
 
 class NextPlaces:
@@ -76,14 +79,26 @@ class KVCache:
         """Store one token's keys and values of each of several sequences [b, g, 2, d]; return theirs, [b, g, longest, d] each.
 
         What stands behind the end of a shorter one has no meaning."""
-        starts = [self._extend(layer, slot, 1) for slot in places.slots]
-        assert starts == list(places.starts), "layers that share places are equally full"
+        self.extend_each(layer, places.slots, places.starts)
         stored = self._stored[layer]
         stored[:, places.slot_index, :, places.start_index] = pairs.transpose(1, 2)
         found = stored[:, :, :, : places.longest]
         found = found.index_select(1, places.slot_index) if places.block is None else found[:, places.block]
         keys, values = found.unbind()
         return keys, values
+
+    def extend_each(self, layer: str, slots: Sequence[int], starts: Sequence[int]) -> None:
+        """Count one more token in each of several slots, whose next places are `starts`."""
+        found = [self._extend(layer, slot, 1) for slot in slots]
+        assert found == list(starts), "layers that take the same rows are equally full"
+
+    def put_rows(self, layer: str, places: torch.Tensor, pairs: torch.Tensor, keys: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store keys and values [b, g, 2, d] of the first b slots at `places` [b]; return the first `keys` of each slot,
+        [b, g, keys, d] each. Nothing is counted and nothing on the host is read: kernels only."""
+        slots, stored = torch.arange(len(places), device=places.device), self._stored[layer]
+        stored[:, slots, :, places] = pairs.transpose(1, 2)
+        found, values = stored[:, : len(places), :, :keys].unbind()
+        return found, values
 
     def filled(self, layer: str, slot: int = 0) -> int:
         """Tokens of a sequence whose keys and values the layer has."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from eellm.decoding.counters import Counters
+from eellm.decoding.cuda_graphs import SegmentGraphs
 from eellm.decoding.kv_cache import KVCache
 from eellm.decoding.lean_layer import DecodingContext
 from eellm.decoding.ragged import Span
@@ -87,11 +88,12 @@ class SegmentRunner:
     """Takes the waiting tokens of many sequences through a segment, or to a head, in one forward.
 
     `advance(queues, 0)`, `advance(queues, 1)`, .. with ever fewer queues is a token's way until it leaves. All queues have
-    slots of one KV cache. `counters` may be exchanged at any time.
+    slots of one KV cache. `counters` may be exchanged at any time. `graphs`, where there is CUDA, run what they can.
     """
 
     def __init__(self, model: InferenceModel):
         self.model, self.counters = model, Counters()
+        self.graphs = SegmentGraphs(model) if model.device.type == "cuda" else None
         self._spans: list[Span] = []
         self._cache: KVCache | None = None
         self._shared: DecodingContext | None = None
@@ -111,7 +113,10 @@ class SegmentRunner:
         """Take everything that waits in front of a segment through it; something must wait in every queue."""
         segment = self.model.segments[index]
         hidden, spans = self._take(queues, [queue.before[index] for queue in queues])
-        hidden = segment.forward(hidden, self._context(queues, spans))
+        if self.graphs is not None and self.graphs.serves(spans):
+            hidden = self.graphs.forward(index, hidden, queues[0].kv, spans)
+        else:
+            hidden = segment.forward(hidden, self._context(queues, spans))
         self.counters.add_forward(len(segment.layers), hidden.shape[0], self.model.segment_bytes[index])
         for queue, states in zip(queues, hidden.split([span.count for span in spans]), strict=True):
             queue.arrived = states

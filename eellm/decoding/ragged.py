@@ -49,7 +49,9 @@ class RaggedKV:
             self.places = NextPlaces([span.slot for span in spans], [span.start for span in spans], cache.shape.device)
             keys = torch.arange(self.places.longest, device=cache.shape.device).unsqueeze(0)
             allowed = causal_mask(spec, self.places.start_index.unsqueeze(1), keys)
-            self.masks: list[torch.Tensor | None] = [additive(allowed.repeat_interleave(cache.shape.groups, 0), cache.shape.dtype)]
+            self.masks: list[torch.Tensor | None] = [
+                additive(allowed.repeat_interleave(cache.shape.groups, 0), cache.shape.dtype)
+            ]
         else:
             self.masks = [_mask(spec, cache, span) for span in spans]
 

@@ -67,7 +67,8 @@ class InferenceModel:
     def cache_shape(self, max_tokens: int, sequences: int) -> KVShape:
         """What a layer of such a cache keeps on this rank."""
         groups = self.segments[0].layers[0].attention.groups
-        return KVShape(max_tokens, groups, self.spec.head_dim, self.dtype, self.device, sequences)
+        spare = int(self.device.type == "cuda")
+        return KVShape(max_tokens, groups, self.spec.head_dim, self.dtype, self.device, sequences, spare)
 
     @property
     def num_cached_layers(self) -> int:
@@ -84,26 +85,29 @@ class InferenceModel:
 
     def context(self, cache: KVCache, spans: Sequence[Span]) -> DecodingContext:
         """What rows of sequences share in all layers that have seen exactly the tokens before them."""
-        kv = RaggedKV(self.spec, cache, spans)
-        if self.spec.position != "rotary":
-            return DecodingContext(kv)
-        tables = self._rotary_table(max(span.end for span in spans))
+        self.prepare_positions(max(span.end for span in spans))
         if len(spans) == 1:
-            cos, sin = (table[spans[0].start : spans[0].end] for table in tables)
+            positions: slice | torch.Tensor = slice(spans[0].start, spans[0].end)
         else:
             positions = torch.tensor([position for span in spans for position in span.positions], device=self.device)
-            cos, sin = (table[positions] for table in tables)
-        return DecodingContext(kv, cos, sin)
+        return DecodingContext(RaggedKV(self.spec, cache, spans), *self.rotary(positions))
 
-    def _rotary_table(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin [positions, 1, 1, rotating channels] as `lean_layer.rotate_` takes them."""
-        if self._rotary is None or self._rotary[0].shape[0] < tokens:
-            length = max(tokens, self.spec.max_positions, 2 * (0 if self._rotary is None else self._rotary[0].shape[0]))
-            positions = torch.arange(length, device=self.device).unsqueeze(0)
-            cos, sin = rotary_factors(self.spec, positions, self.dtype)
-            sin[..., : sin.shape[-1] // 2].neg_()
-            self._rotary = cos, sin
-        return self._rotary
+    def rotary(self, positions: slice | torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """cos and sin [r, 1, 1, rotating channels] of prepared positions as `lean_layer.rotate_` takes them, if there are any."""
+        if self._rotary is None:
+            return None, None
+        cos, sin = self._rotary
+        return cos[positions], sin[positions]
+
+    def prepare_positions(self, tokens: int) -> None:
+        """Make rotary tables for texts of so many tokens, unless there are."""
+        known = 0 if self._rotary is None else self._rotary[0].shape[0]
+        if self.spec.position != "rotary" or tokens <= known:
+            return
+        positions = torch.arange(max(tokens, self.spec.max_positions, 2 * known), device=self.device).unsqueeze(0)
+        cos, sin = rotary_factors(self.spec, positions, self.dtype)
+        sin[..., : sin.shape[-1] // 2].neg_()
+        self._rotary = cos, sin
 
 
 def _cut(stage: Stage, active: Sequence[int]) -> list[InferenceSegment]:
