@@ -57,6 +57,7 @@ class InferenceModel:
         self.head_bytes = {readout.name: readout_bytes(readout) for readout in [*exits.values(), self.final]}
         self.dtype = stage.config.params_dtype
         self.device = self.final.weight.device
+        self.spare_places = int(self.device.type == "cuda")  # graphs need one
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def cache(self, max_tokens: int, sequences: int = 1) -> KVCache:
@@ -67,8 +68,7 @@ class InferenceModel:
     def cache_shape(self, max_tokens: int, sequences: int) -> KVShape:
         """What a layer of such a cache keeps on this rank."""
         groups = self.segments[0].layers[0].attention.groups
-        spare = int(self.device.type == "cuda")
-        return KVShape(max_tokens, groups, self.spec.head_dim, self.dtype, self.device, sequences, spare)
+        return KVShape(max_tokens, groups, self.spec.head_dim, self.dtype, self.device, sequences, self.spare_places)
 
     @property
     def num_cached_layers(self) -> int:

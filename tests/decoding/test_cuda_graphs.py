@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,9 +10,9 @@ import torch
 from eellm.decoding.continuation import Request, Token
 from eellm.decoding.cuda_graphs import SegmentGraphs, bucket
 from eellm.decoding.decoder import Decoder, DecoderOptions
-from eellm.decoding.kv_cache import KVShape
-from eellm.decoding.segments import InferenceModel
+from eellm.decoding.policy import Policy
 from eellm.model.spec import ModelSpec
+from eellm.model.stage import Stage
 from tests import workers
 from tests.decoding.models import BLOCKS, build, policy, spec
 from tests.decoding.recorded_kernels import Recorder
@@ -32,18 +32,11 @@ class Found:
     replayed: int
 
 
-class SpareModel(InferenceModel):
-    """Keeps the place that rows without a token write to, as on CUDA."""
-
-    def cache_shape(self, max_tokens: int, sequences: int) -> KVShape:
-        return replace(super().cache_shape(max_tokens, sequences), spare=1)
-
-
-def serve(stage, policy_, max_batch: int, recorder: Recorder | None) -> Found:
+def serve(stage: Stage, policy_: Policy, max_batch: int, recorder: Recorder | None) -> Found:
     """More requests than slots, of different lengths."""
     decoder = Decoder(stage, policy_, DecoderOptions("catch_up", max_pending=3, max_batch=max_batch))
     if recorder is not None:
-        decoder.model.__class__ = SpareModel
+        decoder.model.spare_places = 1  # as on CUDA
         decoder.runner.graphs = SegmentGraphs(decoder.model, recorder.capture, least_keys=4)
     sequences = [decoder.submit(prompt, Request(COUNT - 2 * number)) for number, prompt in enumerate(PROMPTS)]
     while decoder.step():
