@@ -72,7 +72,7 @@ class ModelConfig(Node):
     sliding_window: Count | None
     """Tokens a query can look back at, itself included; null = all."""
     attention: Literal["sdpa", "flash_attn", "unfused", "transformer_engine"]
-    """Attention kernel."""
+    """Attention kernel of training and evaluation; decoding has its own."""
     tie_embeddings: bool
     """The final head's output matrix is the input embedding."""
     vocab_size: Count | None

@@ -14,7 +14,9 @@ import torch
 
 @dataclass(frozen=True)
 class KVShape:
-    """What one layer keeps: keys and values [sequences, max_tokens, groups, head_dim]."""
+    """What one layer keeps: keys and values [sequences, groups, max_tokens + spare, head_dim].
+
+    `spare` places behind a slot's last take what rows without a token write (`eellm.decoding.cuda_graphs`)."""
 
     max_tokens: int
     groups: int
@@ -22,6 +24,7 @@ class KVShape:
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
     sequences: int = 1
+    spare: int = 0
 
     @property
     def layer_bytes(self) -> int:
@@ -30,52 +33,80 @@ class KVShape:
 
     @property
     def size(self) -> tuple[int, int, int, int]:
-        return self.sequences, self.max_tokens, self.groups, self.head_dim
+        return self.sequences, self.groups, self.max_tokens + self.spare, self.head_dim
+
+
+class NextPlaces:
+    """Where the next token of each of several sequences goes; made once for all layers that are equally full.
+
+    `block`: the slots as a slice, where they follow each other, so that reading them copies nothing.
+    """
+
+    def __init__(self, slots: Sequence[int], starts: Sequence[int], device: torch.device | str):
+        self.slots, self.starts = slots, starts
+        self.longest = max(starts) + 1
+        self.slot_index, self.start_index = torch.tensor([slots, starts], device=device)
+        first = slots[0]
+        self.block = slice(first, first + len(slots)) if list(slots) == list(range(first, first + len(slots))) else None
 
 
 class KVCache:
     """Memory taken once, for named layers (`1`, `2`, .., `exit_04`); a sequence has a slot of its own.
 
-    Layers fill at their own pace, because tokens that left early have not reached the deeper ones yet.
+    Layers fill at their own pace, because tokens that left early have not reached the deeper ones yet. New keys and values
+    come in pairs, as a QKV projection in megatron-core's layout has them. A group's keys stand behind each other.
     """
 
     def __init__(self, layers: Sequence[str], shape: KVShape):
         self.shape = shape
         # zeros: what stands behind a sequence's end is masked where sequences attend together, but must be finite
-        self._stored = {layer: torch.zeros(2, *shape.size, dtype=shape.dtype, device=shape.device).unbind() for layer in layers}
+        self._stored = {layer: torch.zeros(2, *shape.size, dtype=shape.dtype, device=shape.device) for layer in layers}
+        self._slots = {layer: stored.unbind(1) for layer, stored in self._stored.items()}
         self._filled = {layer: [0] * shape.sequences for layer in layers}
 
-    def append(self, layer: str, slot: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store a sequence's next tokens [s, 1, g, d]; return its keys and values [filled, 1, g, d].
+    def append(self, layer: str, slot: int, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store a sequence's next keys and values [s, g, 2, d]; return all it has, [g, filled, d] each.
 
         Raises ValueError when the slot is full.
         """
-        start, end = self._extend(layer, slot, key.shape[0])
-        for stored, new in zip(self._stored[layer], (key, value), strict=True):
-            stored[slot, start:end] = new[:, 0]
-        return self.read(layer, slot)
+        count, own = pairs.shape[0], self._slots[layer][slot]
+        start = self._extend(layer, slot, count)
+        own.narrow(2, start, count).copy_(pairs.permute(2, 1, 0, 3))
+        keys, values = own.narrow(2, 0, start + count).unbind()
+        return keys, values
 
-    def append_each(
-        self, layer: str, slots: Sequence[int], key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store one token of each of several sequences [b, 1, g, d]; return theirs [longest, b, g, d].
+    def append_each(self, layer: str, places: NextPlaces, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store one token's keys and values of each of several sequences [b, g, 2, d]; return theirs, [b, g, longest, d] each.
 
         What stands behind the end of a shorter one has no meaning."""
-        starts = [self._extend(layer, slot, 1)[0] for slot in slots]
-        where = torch.tensor([slots, starts], device=self.shape.device)
-        found = []
-        for stored, new in zip(self._stored[layer], (key, value), strict=True):
-            stored[where[0], where[1]] = new[:, 0]
-            found.append(stored[:, : max(starts) + 1].index_select(0, where[0]).transpose(0, 1))
-        return found[0], found[1]
+        self.extend_each(layer, places.slots, places.starts)
+        stored = self._stored[layer]
+        stored[:, places.slot_index, :, places.start_index] = pairs.transpose(1, 2)
+        found = stored[:, :, :, : places.longest]
+        found = found.index_select(1, places.slot_index) if places.block is None else found[:, places.block]
+        keys, values = found.unbind()
+        return keys, values
+
+    def extend_each(self, layer: str, slots: Sequence[int], starts: Sequence[int]) -> None:
+        """Count one more token in each of several slots, whose next places are `starts`."""
+        found = [self._extend(layer, slot, 1) for slot in slots]
+        assert found == list(starts), "layers that take the same rows are equally full"
+
+    def put_rows(self, layer: str, places: torch.Tensor, pairs: torch.Tensor, keys: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store keys and values [b, g, 2, d] of the first b slots at `places` [b]; return the first `keys` of each slot,
+        [b, g, keys, d] each. Nothing is counted and nothing on the host is read: kernels only."""
+        slots, stored = torch.arange(len(places), device=places.device), self._stored[layer]
+        stored[:, slots, :, places] = pairs.transpose(1, 2)
+        found, values = stored[:, : len(places), :, :keys].unbind()
+        return found, values
 
     def filled(self, layer: str, slot: int = 0) -> int:
         """Tokens of a sequence whose keys and values the layer has."""
         return self._filled[layer][slot]
 
     def read(self, layer: str, slot: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [filled, 1, g, d] of a layer and sequence."""
-        keys, values = (stored[slot, : self._filled[layer][slot]].unsqueeze(1) for stored in self._stored[layer])
+        """Keys and values [g, filled, d] of a layer and sequence."""
+        keys, values = self._slots[layer][slot].narrow(2, 0, self._filled[layer][slot]).unbind()
         return keys, values
 
     def truncate(self, tokens: int, slot: int = 0) -> None:
@@ -92,11 +123,11 @@ class KVCache:
         """Bytes taken, filled or not."""
         return len(self._stored) * self.shape.layer_bytes
 
-    def _extend(self, layer: str, slot: int, count: int) -> tuple[int, int]:
-        """(first, behind the last) of a sequence's next `count` places."""
+    def _extend(self, layer: str, slot: int, count: int) -> int:
+        """The first of a sequence's next `count` places."""
         start = self._filled[layer][slot]
         if start + count > self.shape.max_tokens:
             asked = f"{start} are filled, {count} more do not fit"
             raise ValueError(f"KV cache of layer {layer} holds {self.shape.max_tokens} tokens: {asked}")
         self._filled[layer][slot] = start + count
-        return start, start + count
+        return start

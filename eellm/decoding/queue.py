@@ -13,14 +13,12 @@ from collections.abc import Sequence
 import torch
 
 from eellm.decoding.counters import Counters
+from eellm.decoding.cuda_graphs import SegmentGraphs
 from eellm.decoding.kv_cache import KVCache
+from eellm.decoding.lean_layer import DecodingContext
 from eellm.decoding.ragged import Span
 from eellm.decoding.reading import Reading, read
 from eellm.decoding.segments import InferenceModel
-from eellm.model.context import AttentionMask, Context
-
-_NO_LAYERS = Context(AttentionMask())
-"""For heads without a block."""
 
 
 class Boundary:
@@ -90,14 +88,15 @@ class SegmentRunner:
     """Takes the waiting tokens of many sequences through a segment, or to a head, in one forward.
 
     `advance(queues, 0)`, `advance(queues, 1)`, .. with ever fewer queues is a token's way until it leaves. All queues have
-    slots of one KV cache. `counters` may be exchanged at any time.
+    slots of one KV cache. `counters` may be exchanged at any time. `graphs`, where there is CUDA, run what they can.
     """
 
     def __init__(self, model: InferenceModel):
         self.model, self.counters = model, Counters()
+        self.graphs = SegmentGraphs(model) if model.device.type == "cuda" else None
         self._spans: list[Span] = []
         self._cache: KVCache | None = None
-        self._shared = _NO_LAYERS
+        self._shared: DecodingContext | None = None
 
     def push(self, queues: Sequence[SegmentQueue], texts: Sequence[Sequence[int]]) -> None:
         """Put of each sequence's text what has not entered it yet in front of the first segment."""
@@ -114,7 +113,10 @@ class SegmentRunner:
         """Take everything that waits in front of a segment through it; something must wait in every queue."""
         segment = self.model.segments[index]
         hidden, spans = self._take(queues, [queue.before[index] for queue in queues])
-        hidden = segment.forward(hidden, self._context(queues, spans))
+        if self.graphs is not None and self.graphs.serves(spans):
+            hidden = self.graphs.forward(index, hidden, queues[0].kv, spans)
+        else:
+            hidden = segment.forward(hidden, self._context(queues, spans))
         self.counters.add_forward(len(segment.layers), hidden.shape[0], self.model.segment_bytes[index])
         for queue, states in zip(queues, hidden.split([span.count for span in spans]), strict=True):
             queue.arrived = states
@@ -128,10 +130,10 @@ class SegmentRunner:
         readout = self.model.segments[index].exit
         assert readout is not None
         if index not in self.model.blocks:
-            features = readout.head.features(_joined([queue.arrived[-1:] for queue in queues]), _NO_LAYERS)
+            features = self.model.features(readout, _joined([queue.arrived[-1:] for queue in queues]))
         else:
             hidden, spans = self._take(queues, [queue.before_block[index] for queue in queues])
-            features = readout.head.features(hidden, self._context(queues, spans))
+            features = self.model.features(readout, hidden, self._context(queues, spans))
             features = _joined([states[-1:] for states in features.split([span.count for span in spans])])
         self.counters.add_head(readout.name, features.shape[0], self.model.head_bytes[readout.name])
         return read(readout, features[:, 0])
@@ -139,7 +141,7 @@ class SegmentRunner:
     def read_final(self, queues: Sequence[SegmentQueue], newest_only: bool = True) -> Reading:
         """What the final head says about each queue's newest token, or about all rows of the last segment's last forward."""
         hidden = _joined([queue.arrived[-1:] if newest_only else queue.arrived for queue in queues])
-        features = self.model.final.head.features(hidden, _NO_LAYERS)
+        features = self.model.features(self.model.final, hidden)
         self.counters.add_head("final", hidden.shape[0], self.model.head_bytes["final"])
         return read(self.model.final, features[:, 0])
 
@@ -165,9 +167,9 @@ class SegmentRunner:
         spans = [Span(queue.slot, at.taken, at.waiting) for queue, at in zip(queues, places, strict=True)]
         return _joined([states for at in places for states in at.take()]), spans
 
-    def _context(self, queues: Sequence[SegmentQueue], spans: list[Span]) -> Context:
+    def _context(self, queues: Sequence[SegmentQueue], spans: list[Span]) -> DecodingContext:
         """One context serves all segments that take the same tokens."""
-        if self._cache is not queues[0].kv or self._spans != spans:
+        if self._shared is None or self._cache is not queues[0].kv or self._spans != spans:
             self._cache, self._spans = queues[0].kv, spans
             self._shared = self.model.context(self._cache, spans)
         return self._shared

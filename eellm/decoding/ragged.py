@@ -1,7 +1,7 @@
 """Rows of several sequences in one forward: all of a layer is row by row, only attention knows whose a row is.
 
-Shape legend: r rows (tokens of all sequences, one after the other), b sequences, n query heads, g key/value groups, d channels
-of a head, k keys. Hidden states are [r, 1, h].
+Shape legend: r rows (tokens of all sequences, one after the other), b sequences, g key/value groups, p query heads per group,
+d channels of a head, k keys. Projections are [r, g, p + 2, d]: of each group its queries, its key, its value.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from eellm.decoding.kv_cache import KVCache
-from eellm.model.context import AttentionMask, Kernel, causal_mask
+from eellm.decoding.grouped_attention import additive, first_rows, later_rows, newest_rows
+from eellm.decoding.kv_cache import KVCache, NextPlaces
+from eellm.model.context import causal_mask
 from eellm.model.spec import ModelSpec
 
 
@@ -34,7 +35,7 @@ class Span:
 
 
 class RaggedKV:
-    """`eellm.model.context.KVStore` of one forward: rows [r, 1, ..] are the tokens of `spans`, in order.
+    """Attention to a KV cache in one forward: rows are the tokens of `spans`, in order.
 
     Sequences with one row each attend together, padded to the longest; else each attends for itself.
     """
@@ -42,33 +43,49 @@ class RaggedKV:
     def __init__(self, spec: ModelSpec, cache: KVCache, spans: Sequence[Span]):
         self.cache, self.spans = cache, list(spans)
         self.counts = [span.count for span in spans]
-        self.together = len(self.spans) > 1 and set(self.counts) == {1}
-        device = cache.shape.device
-        if self.together:
-            positions = torch.tensor([[span.start] for span in spans], device=device)
-            keys = torch.arange(max(span.end for span in spans), device=device).unsqueeze(0)
-            self.masks = [AttentionMask(causal_mask(spec, positions, keys), spec.sliding_window)]
+        self.window = spec.sliding_window
+        self.places: NextPlaces | None = None
+        if len(self.spans) > 1 and set(self.counts) == {1}:
+            self.places = NextPlaces([span.slot for span in spans], [span.start for span in spans], cache.shape.device)
+            keys = torch.arange(self.places.longest, device=cache.shape.device).unsqueeze(0)
+            allowed = causal_mask(spec, self.places.start_index.unsqueeze(1), keys)
+            self.masks: list[torch.Tensor | None] = [
+                additive(allowed.repeat_interleave(cache.shape.groups, 0), cache.shape.dtype)
+            ]
         else:
-            self.masks = [AttentionMask(_allowed(spec, span, device), spec.sliding_window) for span in spans]
+            self.masks = [_mask(spec, cache, span) for span in spans]
 
-    def attend(self, layer: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kernel: Kernel) -> torch.Tensor:
-        """[r, 1, n, d] with [r, 1, g, d] -> [r, 1, n * d]."""
-        if self.together:
-            keys, values = self.cache.append_each(layer, [span.slot for span in self.spans], key, value)
-            return kernel(query.transpose(0, 1), keys, values, self.masks[0]).transpose(0, 1)
-        rows = zip(self.spans, self.masks, *(x.split(self.counts) for x in (query, key, value)), strict=True)
-        out = [kernel(own, *self.cache.append(layer, span.slot, *new), mask) for span, mask, own, *new in rows]
-        return out[0] if len(out) == 1 else torch.cat(out)
+    def attend(self, layer: str, mixed: torch.Tensor) -> torch.Tensor:
+        """Store the keys and values of projections [r, g, p + 2, d], attend from their queries: [r, 1, g * p * d]."""
+        query, pairs = mixed[:, :, :-2], mixed[:, :, -2:]
+        if self.places is not None:
+            return newest_rows(query, *self.cache.append_each(layer, self.places, pairs), self.masks[0])
+        if len(self.spans) == 1:
+            return self._attend_one(layer, query, pairs, 0)
+        rows = zip(query.split(self.counts), pairs.split(self.counts), strict=True)
+        return torch.cat([self._attend_one(layer, *own, number) for number, own in enumerate(rows)])
+
+    def _attend_one(self, layer: str, query: torch.Tensor, pairs: torch.Tensor, number: int) -> torch.Tensor:
+        """The rows of one span."""
+        span, mask = self.spans[number], self.masks[number]
+        keys, values = self.cache.append(layer, span.slot, pairs)
+        if span.count == 1:
+            if self.window is not None:
+                keys, values = keys[:, -self.window :], values[:, -self.window :]
+            return newest_rows(query, keys.unsqueeze(0), values.unsqueeze(0), None)
+        if span.start == 0:
+            return first_rows(query, keys, values, mask)
+        assert mask is not None
+        return later_rows(query, keys, values, mask)
 
 
-def _allowed(spec: ModelSpec, span: Span, device: torch.device | str) -> torch.Tensor | None:
-    """Which of the keys [0, end) each query of a span sees [1, 1, s, k]; None where the kernel needs no telling."""
-    if spec.attention == "flash_attn":  # aligns the last query with the last key and knows windows
+def _mask(spec: ModelSpec, cache: KVCache, span: Span) -> torch.Tensor | None:
+    """What is added to the scores of a span's rows; None where no more than their order needs to be known."""
+    in_sight = spec.sliding_window is None or span.end <= spec.sliding_window
+    if span.count == 1 or (span.start == 0 and in_sight):
         return None
-    if spec.sliding_window is None or span.end <= spec.sliding_window:
-        if span.start == 0:  # plain causal attention
-            return None
-        if span.count == 1 and spec.attention == "sdpa":  # one query, after all keys
-            return None
-    positions = torch.arange(span.end, device=device).unsqueeze(0)
-    return causal_mask(spec, positions[:, span.start :], positions)
+    positions = torch.arange(span.end, device=cache.shape.device).unsqueeze(0)
+    allowed = causal_mask(spec, positions[:, span.start :], positions)
+    if span.start > 0:  # each token's query heads are rows of their own
+        allowed = allowed.repeat_interleave(spec.num_heads // spec.num_query_groups, 2)
+    return additive(allowed, cache.shape.dtype)

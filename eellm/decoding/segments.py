@@ -8,14 +8,30 @@ Shape legend: r rows (tokens of all sequences, one after the other), h channels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from eellm.decoding.kv_cache import KVCache, KVShape
+from eellm.decoding.lean_head import LeanHead
+from eellm.decoding.lean_layer import DecodingContext, LeanLayer
 from eellm.decoding.ragged import RaggedKV, Span
-from eellm.model.context import AttentionMask, Context, rotary_factors
-from eellm.model.layer import DecoderLayer
-from eellm.model.stage import Readout, Segment, Stage
+from eellm.model.context import rotary_factors
+from eellm.model.stage import Readout, Stage
+
+
+@dataclass(frozen=True)
+class InferenceSegment:
+    """A run of layers and the exit behind it."""
+
+    layers: tuple[LeanLayer, ...]
+    exit: Readout | None
+
+    def forward(self, hidden: torch.Tensor, context: DecodingContext) -> torch.Tensor:
+        """[r, 1, h] -> [r, 1, h] through the layers; the exit is the caller's business."""
+        for layer in self.layers:
+            hidden = layer(hidden, context)
+        return hidden
 
 
 class InferenceModel:
@@ -33,12 +49,15 @@ class InferenceModel:
         self.segments = _cut(stage, active)
         self.final = stage.readout("final")
         exits = {index: segment.exit for index, segment in enumerate(self.segments) if segment.exit is not None}
-        self.blocks = {index: exit_.head.block for index, exit_ in exits.items() if exit_.head.block is not None}
+        self._heads = {readout.name: LeanHead(readout, self.spec) for readout in [*exits.values(), self.final]}
+        blocks = {index: self._heads[exit_.name].block for index, exit_ in exits.items()}
+        self.blocks = {index: block for index, block in blocks.items() if block is not None}
         self.segment_bytes = [sum(_bytes(layer.parameters()) for layer in segment.layers) for segment in self.segments]
         self.block_bytes = {index: _bytes(block.parameters()) for index, block in self.blocks.items()}
         self.head_bytes = {readout.name: readout_bytes(readout) for readout in [*exits.values(), self.final]}
         self.dtype = stage.config.params_dtype
         self.device = self.final.weight.device
+        self.spare_places = int(self.device.type == "cuda")  # graphs need one
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def cache(self, max_tokens: int, sequences: int = 1) -> KVCache:
@@ -48,8 +67,8 @@ class InferenceModel:
 
     def cache_shape(self, max_tokens: int, sequences: int) -> KVShape:
         """What a layer of such a cache keeps on this rank."""
-        groups = self.segments[0].layers[0].attention.num_query_groups_per_partition
-        return KVShape(max_tokens, groups, self.spec.head_dim, self.dtype, self.device, sequences)
+        groups = self.segments[0].layers[0].attention.groups
+        return KVShape(max_tokens, groups, self.spec.head_dim, self.dtype, self.device, sequences, self.spare_places)
 
     @property
     def num_cached_layers(self) -> int:
@@ -60,38 +79,48 @@ class InferenceModel:
         tokens, places = torch.tensor([ids, positions], device=self.device).unsqueeze(1)
         return self.embedding(tokens, places)
 
-    def context(self, cache: KVCache, spans: Sequence[Span]) -> Context:
+    def features(self, readout: Readout, hidden: torch.Tensor, context: DecodingContext | None = None) -> torch.Tensor:
+        """[r, 1, h] -> [r, 1, h], what a head multiplies with its output matrix."""
+        return self._heads[readout.name].features(hidden, context)
+
+    def context(self, cache: KVCache, spans: Sequence[Span]) -> DecodingContext:
         """What rows of sequences share in all layers that have seen exactly the tokens before them."""
-        kv = RaggedKV(self.spec, cache, spans)
-        if self.spec.position != "rotary":
-            return Context(AttentionMask(), kv=kv)
-        tables = self._rotary_table(max(span.end for span in spans))
+        self.prepare_positions(max(span.end for span in spans))
         if len(spans) == 1:
-            cos, sin = (table[spans[0].start : spans[0].end] for table in tables)
+            positions: slice | torch.Tensor = slice(spans[0].start, spans[0].end)
         else:
             positions = torch.tensor([position for span in spans for position in span.positions], device=self.device)
-            cos, sin = (table[positions] for table in tables)
-        return Context(AttentionMask(), cos, sin, kv)
+        return DecodingContext(RaggedKV(self.spec, cache, spans), *self.rotary(positions))
 
-    def _rotary_table(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._rotary is None or self._rotary[0].shape[0] < tokens:
-            length = max(tokens, self.spec.max_positions, 2 * (0 if self._rotary is None else self._rotary[0].shape[0]))
-            positions = torch.arange(length, device=self.device).unsqueeze(0)
-            self._rotary = rotary_factors(self.spec, positions, self.dtype)
-        return self._rotary
+    def rotary(self, positions: slice | torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """cos and sin [r, 1, 1, rotating channels] of prepared positions as `lean_layer.rotate_` takes them, if there are any."""
+        if self._rotary is None:
+            return None, None
+        cos, sin = self._rotary
+        return cos[positions], sin[positions]
+
+    def prepare_positions(self, tokens: int) -> None:
+        """Make rotary tables for texts of so many tokens, unless there are."""
+        known = 0 if self._rotary is None else self._rotary[0].shape[0]
+        if self.spec.position != "rotary" or tokens <= known:
+            return
+        positions = torch.arange(max(tokens, self.spec.max_positions, 2 * known), device=self.device).unsqueeze(0)
+        cos, sin = rotary_factors(self.spec, positions, self.dtype)
+        sin[..., : sin.shape[-1] // 2].neg_()
+        self._rotary = cos, sin
 
 
-def _cut(stage: Stage, active: Sequence[int]) -> list[Segment]:
+def _cut(stage: Stage, active: Sequence[int]) -> list[InferenceSegment]:
     """The stage's segments, joined over exits that are not active."""
-    segments: list[Segment] = []
-    layers: list[DecoderLayer] = []
+    segments: list[InferenceSegment] = []
+    layers: list[LeanLayer] = []
     for segment in stage.segments:
-        layers += segment.layers
+        layers += [LeanLayer(layer, stage.spec, stage.vocabulary.group) for layer in segment.layers]
         if segment.exit is not None and segment.exit.head.layer in active:
-            segments.append(Segment(tuple(layers), segment.exit))
+            segments.append(InferenceSegment(tuple(layers), segment.exit))
             layers = []
     if layers:
-        segments.append(Segment(tuple(layers), None))
+        segments.append(InferenceSegment(tuple(layers), None))
     return segments
 
 

@@ -141,7 +141,7 @@ class _NoCoreAttention(torch.nn.Module):
 
 
 class Attention(SelfAttention):
-    """mcore's QKV and output projections; rotary positions, QK-norm, KV cache and kernel are ours."""
+    """mcore's QKV and output projections; rotary positions, QK-norm and kernel are ours."""
 
     def __init__(self, spec: ModelSpec, config: TransformerConfig, layer_number: int):
         head_norm = HeadNorm if spec.qk_norm == "head" else None
@@ -160,14 +160,12 @@ class Attention(SelfAttention):
             self.k_norm = ProjectionRMSNorm(config, groups * spec.head_dim, spec.norm_eps, self.tp_group)
         self.qk_norm = spec.qk_norm
 
-    def forward(self, hidden: torch.Tensor, context: Context, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[s, b, h] -> ([s, b, h], bias to add or None). `name` is the layer's name in the KV cache."""
+    def forward(self, hidden: torch.Tensor, context: Context) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[s, b, h] -> ([s, b, h], bias to add or None)."""
         query, key, value = self.project(hidden)
         if context.cos is not None and context.sin is not None:
             query, key = rotate(query, context.cos, context.sin), rotate(key, context.cos, context.sin)
-        if context.kv is not None:
-            out = context.kv.attend(name, query, key, value, self.kernel)
-        elif self.recompute and self.training:
+        if self.recompute and self.training:
             out = checkpoint(self.kernel, query, key, value, context.mask, use_reentrant=False, preserve_rng_state=False)
         else:
             out = self.kernel(query, key, value, context.mask)

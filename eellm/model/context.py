@@ -1,4 +1,4 @@
-"""What all layers of one forward pass share: rotary factors, the attention mask, the KV cache.
+"""What all layers of one forward pass share: rotary factors and the attention mask.
 
 Shape legend: s tokens (queries), k keys, b sequences, d channels of a head. Hidden states are [s, b, h].
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -26,25 +25,13 @@ Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionMask], tor
 """Attention of queries [s, b, n, d] to keys and values [k, b, g, d] under a mask: [s, b, n * d]."""
 
 
-class KVStore(Protocol):
-    """Keys and values of earlier tokens, by layer name (`5`, or `exit_04` for the block of an exit)."""
-
-    def attend(self, layer: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kernel: Kernel) -> torch.Tensor:
-        """Store the current tokens' keys and values [s, b, g, d] and attend from [s, b, n, d]: [s, b, n * d]."""
-        ...
-
-
 @dataclass(frozen=True)
 class Context:
-    """`cos`, `sin` are [s, b or 1, 1, rotating channels], or None without rotary positions.
-
-    With a `kv` the tokens come after earlier ones, whose store knows what each may see; `mask` is then not read.
-    """
+    """`cos`, `sin` are [s, b or 1, 1, rotating channels], or None without rotary positions."""
 
     mask: AttentionMask
     cos: torch.Tensor | None = None
     sin: torch.Tensor | None = None
-    kv: KVStore | None = None
 
 
 def rotary_factors(spec: ModelSpec, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

@@ -45,8 +45,8 @@ class DecoderLayer(MegatronModule):
 
     def _attend(self, hidden: torch.Tensor, context: Context) -> torch.Tensor:
         if self.norm_after:
-            return self.attention_norm(with_bias(self.attention(hidden, context, self.name)))
-        return with_bias(self.attention(self.attention_norm(hidden), context, self.name))
+            return self.attention_norm(with_bias(self.attention(hidden, context)))
+        return with_bias(self.attention(self.attention_norm(hidden), context))
 
     def _transform(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.norm_after:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 
 from eellm.decoding.continuation import Request, Token
 from eellm.decoding.counters import Counters
 from eellm.decoding.decoder import CATCH_UP, Decoder, DecoderOptions
+from eellm.decoding.lean_layer import DecodingContext, LeanLayer
 from eellm.decoding.policy import Policy
 from eellm.engine.chunks import build_stages
 from eellm.layout import ParallelLayout
@@ -88,3 +92,16 @@ def decode_with(stage: Stage, job: Job) -> Outcome:
     while decoder.step():
         pending.append(sequence.queue.pending)
     return Outcome(sequence.tokens, pending, decoder.prefill, decoder.steps)
+
+
+@contextmanager
+def watching(record: Callable[[LeanLayer, DecodingContext], None]) -> Iterator[None]:
+    """Tell of every passage through a layer or a block."""
+    run = LeanLayer.__call__
+
+    def passage(layer: LeanLayer, hidden: torch.Tensor, context: DecodingContext) -> torch.Tensor:
+        record(layer, context)
+        return run(layer, hidden, context)
+
+    with mock.patch.object(LeanLayer, "__call__", passage):
+        yield

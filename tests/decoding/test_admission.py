@@ -10,14 +10,14 @@ import pytest
 from eellm.decoding import memory
 from eellm.decoding.continuation import Request
 from eellm.decoding.decoder import Decoder, DecoderOptions
+from eellm.decoding.lean_layer import DecodingContext, LeanLayer
 from eellm.decoding.policy import never_exit
 from eellm.decoding.sampling import SamplingOptions
 from eellm.errors import ConfigError
-from eellm.model.layer import DecoderLayer
 from eellm.model.spec import ModelSpec
 from tests import workers
 from tests.decoding.batches import Batch, decode_batches
-from tests.decoding.models import BLOCKS, build, policy, spec
+from tests.decoding.models import BLOCKS, build, policy, spec, watching
 from tests.decoding.test_modes import MODES
 
 SAMPLINGS = [SamplingOptions(*options) for options in ((0.0,), (0.8,), (1.0, 5), (1.3, 0, 0.9))]
@@ -61,26 +61,24 @@ def watched(rank: int, spec_: ModelSpec, thresholds: tuple[float, ...], mode: st
     stage = build(spec_)
     seen: dict[tuple[str, int], list[int]] = {}
 
-    def record(layer: DecoderLayer, inputs: tuple) -> None:
-        for span in inputs[1].kv.spans:
+    def record(layer: LeanLayer, context: DecodingContext) -> None:
+        for span in context.kv.spans:
             seen.setdefault((layer.name, span.slot), []).extend(span.positions)
 
-    for module in stage.modules():
-        if isinstance(module, DecoderLayer):
-            module.register_forward_pre_hook(record)
     requests = [(prompt, Request(8)) for prompt, _ in random_requests(5, seed=3)]
     decoder = Decoder(stage, policy(spec_, "max_probability", thresholds), DecoderOptions(mode, max_batch=5))
     sequences = [decoder.submit(prompt, request) for prompt, request in requests]
-    while any(sequence.end is None for sequence in sequences):
-        decoder.step()
-        for sequence in sequences:
-            queue = sequence.queue
-            assert len(queue) == len(sequence.ids) - 1
-            assert sum(boundary.waiting for boundary in queue.before) == queue.pending
-            kv = queue.kv
-            assert all(kv.filled(str(layer), queue.slot) >= queue.complete for layer in range(1, spec_.num_layers + 1))
-    before = {key: list(positions) for key, positions in seen.items()}
-    decoder.drain()
+    with watching(record):
+        while any(sequence.end is None for sequence in sequences):
+            decoder.step()
+            for sequence in sequences:
+                queue = sequence.queue
+                assert len(queue) == len(sequence.ids) - 1
+                assert sum(boundary.waiting for boundary in queue.before) == queue.pending
+                kv = queue.kv
+                assert all(kv.filled(str(layer), queue.slot) >= queue.complete for layer in range(1, spec_.num_layers + 1))
+        before = {key: list(positions) for key, positions in seen.items()}
+        decoder.drain()
     return [len(sequence.queue) for sequence in sequences], before, seen
 
 

@@ -7,11 +7,11 @@ import torch
 
 from eellm.decoding.continuation import Continuation, Request
 from eellm.decoding.decoder import Decoder, DecoderOptions
+from eellm.decoding.lean_layer import DecodingContext, LeanLayer
 from eellm.decoding.policy import never_exit
-from eellm.model.layer import DecoderLayer
 from eellm.model.spec import ModelSpec
 from tests import workers
-from tests.decoding.models import BLOCKS, PROMPT, build, policy, spec
+from tests.decoding.models import BLOCKS, PROMPT, build, policy, spec, watching
 
 COUNT = 20
 CASES = {
@@ -48,7 +48,7 @@ def compare_caches(rank: int, spec_: ModelSpec, thresholds: tuple[float, ...], o
     difference = {}
     for layer in cache.layers:
         for own, exact in zip(cache.read(layer), exact_cache.read(layer), strict=True):
-            assert own.shape == exact.shape == (len(PROMPT) + COUNT - 1, 1, spec_.num_query_groups, spec_.head_dim)
+            assert own.shape == exact.shape == (spec_.num_query_groups, len(PROMPT) + COUNT - 1, spec_.head_dim)
             difference[layer] = max(difference.get(layer, 0.0), ((own - exact).abs().max() / exact.abs().max()).item())
     return {"difference": difference, "unfinished": unfinished, "heads": {token.drafted_by or token.head for token in tokens}}
 
@@ -68,18 +68,16 @@ def passages(rank: int, spec_: ModelSpec, thresholds: tuple[float, ...]) -> tupl
     seen: dict[str, list[int]] = {}
     angles = torch.outer(torch.arange(64.0), torch.ones(1)).cos()
 
-    def record(layer: DecoderLayer, inputs: tuple) -> None:
+    def record(layer: LeanLayer, context: DecodingContext) -> None:
         # the first rotary channel turns by one radian a position: it tells where a token stands
-        first = inputs[1].cos[:, 0, 0, :1]
+        first = context.cos[:, 0, 0, :1]
         seen.setdefault(layer.name, []).extend((first - angles.t()).abs().argmin(1).tolist())
 
-    for module in stage.modules():
-        if isinstance(module, DecoderLayer):
-            module.register_forward_pre_hook(record)
     decoder = Decoder(stage, policy(spec_, "max_probability", thresholds))
-    list(decoder.generate(PROMPT, Request(COUNT)))
-    before = {name: list(positions) for name, positions in seen.items()}
-    decoder.drain()
+    with watching(record):
+        list(decoder.generate(PROMPT, Request(COUNT)))
+        before = {name: list(positions) for name, positions in seen.items()}
+        decoder.drain()
     return before, seen
 
 
