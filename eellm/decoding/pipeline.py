@@ -9,6 +9,7 @@ token is known go on meanwhile with the next message.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,12 +59,9 @@ class Pipelined:
 
     def advance(self, sequences: Sequence[Continuation]) -> Emitted:
         """The tokens that become known next, of any running sequences; `sequences` may be on their way already."""
-        flying = {sequence for flight in self._flights for sequence in flight.sequences.values()}
-        ready = [sequence for sequence in sequences if sequence not in flying]
-        emitted = self._depart(ready, Kind.step) + self._arrivals()
+        emitted: Emitted = []
         while not emitted:
-            self._clock += 1
-            emitted = self._arrivals()
+            emitted = self._depart(self._ready(sequences), Kind.step) + self._arrivals()
         return emitted
 
     def drain(self, sequences: Sequence[Continuation]) -> None:
@@ -74,16 +72,25 @@ class Pipelined:
     def close(self) -> None:
         """Drain, and let the other stages end. Tokens on their way still reach their sequences."""
         while self._flights:
-            self._clock += 1
+            self._depart([], Kind.step)
             self._arrivals()
         self.links.send(Message(Kind.end))
         self.links.finish()
 
+    def _ready(self, sequences: Sequence[Continuation]) -> list[Continuation]:
+        """Those that may go with the next message."""
+        flying = {sequence for flight in self._flights for sequence in flight.sequences.values()}
+        ready = [sequence for sequence in sequences if sequence not in flying]
+        if self.policy.active:
+            return ready
+        # no exits spread the sequences over the stages: together, they would keep all stages but one waiting
+        return ready[: math.ceil(len(sequences) / self.links.num_stages)]
+
     def _depart(self, sequences: Sequence[Continuation], kind: Kind) -> Emitted:
-        """The first stage's part of the next message; what is decided here is emitted."""
+        """The first stage's part of the next message, if there is anything to send; what is decided here is emitted."""
+        self._clock += 1
         if not sequences:
             return []
-        self._clock += 1
         queues = [sequence.queue for sequence in sequences]
         passengers = [self._passenger(sequence, kind) for sequence in sequences]
         self.runner.push(queues, [sequence.ids for sequence in sequences])
