@@ -289,9 +289,10 @@ class CalibrationConfig(Node):
 
 
 class DecodingConfig(Node):
-    mode: Literal["full", "catch_up", "kv_recompute", "self_speculative"]
+    mode: Literal["full", "catch_up", "kv_recompute", "pipeline", "self_speculative"]
     """`full`: every token through all layers; `catch_up`: tokens exit early, their states pass the later layers later;
-    `kv_recompute`: they pass all layers again with the next token; `self_speculative`: exits draft, the full model verifies."""
+    `kv_recompute`: they pass all layers again with the next token; `pipeline`: they pass later stages while the next token
+    is under way; `self_speculative`: exits draft, the full model verifies."""
     prompts: list[str]
     """Texts to continue."""
     max_new_tokens: Count

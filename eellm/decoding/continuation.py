@@ -30,6 +30,12 @@ class Token:
     logprob: float
     drafted_by: str | None = None
 
+    @classmethod
+    def chosen(cls, reading: Reading, sampling: SamplingOptions, draw: float) -> Token:
+        """What a head's reading of one token makes of a random number; the same on all tensor-parallel ranks."""
+        id_, logprob = choose(reading, sampling, draw)
+        return cls(id_, reading.head, reading.layer, float(reading.statistics.probability), logprob)
+
 
 @dataclass(frozen=True)
 class Request:
@@ -98,10 +104,14 @@ class Continuation:
         self.tokens.append(token)
         self.ids.append(token.id)
 
+    @property
+    def draw(self) -> float:
+        """The random number of the next token."""
+        return uniform(self.request.seed, len(self.ids))
+
     def emit_from(self, reading: Reading) -> Token:
         """Emit the token that a head's reading of the last one (a reading of one token) and the request make."""
-        id_, logprob = choose(reading, self.request.sampling, uniform(self.request.seed, len(self.ids)))
-        token = Token(id_, reading.head, reading.layer, float(reading.statistics.probability), logprob)
+        token = Token.chosen(reading, self.request.sampling, self.draw)
         self.emit(token)
         return token
 

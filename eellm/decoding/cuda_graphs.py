@@ -91,7 +91,7 @@ class SegmentGraphs:
 
     def serves(self, spans: Sequence[Span]) -> bool:
         """One new row per sequence, and nothing to agree on with other ranks."""
-        return self.model.final.vocabulary.group.size() == 1 and all(span.count == 1 for span in spans)
+        return self.model.vocabulary.group.size() == 1 and all(span.count == 1 for span in spans)
 
     def forward(self, index: int, hidden: torch.Tensor, cache: KVCache, spans: Sequence[Span]) -> torch.Tensor:
         """`InferenceSegment.forward` of rows [r, 1, h] that `serves` has approved; returns a tensor of their own."""

@@ -14,12 +14,16 @@ from eellm.decoding.continuation import Continuation, Request, Token
 from eellm.decoding.counters import Counters
 from eellm.decoding.kv_cache import KVCache
 from eellm.decoding.memory import check_fits
-from eellm.decoding.modes import CatchUp, Emitted, Mode, RecomputeKV, prefill
+from eellm.decoding.modes import CatchUp, Emitted, Mode, RecomputeKV
+from eellm.decoding.pipeline import Pipelined
+from eellm.decoding.pipeline_links import Links
+from eellm.decoding.pipeline_messages import WireFormat
 from eellm.decoding.policy import Policy, never_exit
 from eellm.decoding.queue import SegmentQueue, SegmentRunner
 from eellm.decoding.segments import InferenceModel
 from eellm.decoding.speculative import SelfSpeculative, drafting
 from eellm.errors import ConfigError, Problem
+from eellm.mcore.groups import Groups
 from eellm.model.spec import ModelSpec
 from eellm.model.stage import Stage
 
@@ -29,10 +33,11 @@ class DecoderOptions:
     """`max_pending`: tokens that may wait at exits before one must pass all layers; 0 = never exit, None = no bound.
 
     `draft_length`: tokens that exits draft before the full model verifies them. `max_batch` sequences run at a time, each
-    of at most `max_tokens`, prompt included; None: as many as the requests at hand ask for.
+    of at most `max_tokens`, prompt included; None: as many as the requests at hand ask for. On several stages the mode is
+    `pipeline`, or `full`: the same without exits.
     """
 
-    mode: Literal["full", "catch_up", "kv_recompute", "self_speculative"] = "catch_up"
+    mode: Literal["full", "catch_up", "kv_recompute", "pipeline", "self_speculative"] = "catch_up"
     max_pending: int | None = None
     draft_length: int | Literal["auto"] = "auto"
     max_batch: int = 1
@@ -47,18 +52,20 @@ CATCH_UP = DecoderOptions()
 
 
 class Decoder:
-    """Decodes many sequences at a time with a stage that holds the whole model and is in evaluation mode.
+    """Decodes many sequences at a time with a stage in evaluation mode that holds the whole model, or the first of several.
 
     A sequence enters, leaves and exits on its own; what it is given does not depend on the others. All tensor-parallel
     ranks make the same calls and get the same tokens. `prefill` and `steps` count what prompts and what the tokens after
-    each first one have cost since the decoder was made.
+    each first one have cost this rank since the decoder was made. Of several stages the later ones run a
+    `eellm.decoding.pipeline_follower.Follower` until `close`; `groups` say who they are.
     """
 
-    def __init__(self, stage: Stage, policy: Policy, options: DecoderOptions = CATCH_UP):
+    def __init__(self, stage: Stage, policy: Policy, options: DecoderOptions = CATCH_UP, groups: Groups | None = None):
+        assert stage.pre_process, "later stages follow"
         self.options = options
-        self.policy = _policy(policy, options, stage.spec)
+        self.policy = effective_policy(policy, options, stage.spec)
         self.runner = SegmentRunner(InferenceModel(stage, self.policy.active))
-        self.mode = _mode(self.runner, self.policy, options)
+        self.mode = _mode(self.runner, self.policy, options, groups)
         self.prefill, self.steps = Counters(), Counters()
         self.running: list[Continuation] = []
         self._waiting: deque[Continuation] = deque()
@@ -84,34 +91,42 @@ class Decoder:
 
     def start(self, prompt_ids: Sequence[int], request: Request) -> Continuation:
         """Begin a sequence and drop all others."""
+        for sequence in self.running:
+            sequence.stopped = sequence.stopped or sequence.end is None
         self.running.clear()
         self._waiting.clear()
         return self.submit(prompt_ids, request)
 
     @torch.inference_mode()
     def step(self) -> Emitted:
-        """The next tokens of every sequence that there is room for, one or more of each; none when all are over.
+        """Next tokens of the sequences that there is room for; none when all are over.
 
-        A sequence's first token comes with its prompt's pass and from the final head.
+        With the whole model on one stage every sequence gets one or more, over several stages those whose tokens have come.
+        A sequence's first token is the final head's.
         """
         self.running = [sequence for sequence in self.running if sequence.end is None]
         veterans, emitted = list(self.running), []
         newcomers = self._admit()
         if newcomers:
             self.runner.counters = self.prefill
-            emitted += prefill(self.runner, newcomers)
-            self.prefill.tokens += len(emitted)
-        if veterans:
+            emitted += self.mode.prefill(newcomers)
+        if veterans or (newcomers and not emitted):
             self.runner.counters = self.steps
-            tokens = self.mode.advance(veterans)
-            self.steps.tokens += len(tokens)
-            emitted += tokens
+            emitted += self.mode.advance(veterans)
+        first = sum(token is sequence.tokens[0] for sequence, token in emitted)
+        self.prefill.tokens += first
+        self.steps.tokens += len(emitted) - first
         return emitted
 
     @torch.inference_mode()
     def drain(self) -> None:
         """Take all pending tokens through the whole model, so that the KV cache is complete."""
-        self.runner.drain([sequence.queue for sequence in self.running])
+        self.mode.drain(self.running)
+
+    @torch.inference_mode()
+    def close(self) -> None:
+        """There is nothing more to decode: later stages end."""
+        self.mode.close()
 
     def generate(self, prompt_ids: Sequence[int], request: Request) -> Iterator[Token]:
         """Tokens of one sequence until it ends. The decoder serves no other meanwhile."""
@@ -152,14 +167,24 @@ class Decoder:
             raise ConfigError([problem])
 
 
-def _policy(policy: Policy, options: DecoderOptions, spec: ModelSpec) -> Policy:
+def effective_policy(policy: Policy, options: DecoderOptions, spec: ModelSpec) -> Policy:
+    """What the options leave of a policy."""
     if options.mode == "self_speculative":
         policy = drafting(policy, spec)
         return never_exit(spec) if options.draft_length == 0 else policy
     return never_exit(spec) if options.mode == "full" or options.max_pending == 0 else policy
 
 
-def _mode(runner: SegmentRunner, policy: Policy, options: DecoderOptions) -> Mode:
+def links_between(groups: Groups, model: InferenceModel, policy: Policy, options: DecoderOptions) -> Links:
+    """This stage's connections; all ranks of the groups make them."""
+    return Links(groups, WireFormat(model.spec, options.max_batch, len(policy.active)), model.dtype)
+
+
+def _mode(runner: SegmentRunner, policy: Policy, options: DecoderOptions, groups: Groups | None) -> Mode:
+    if groups is not None and groups.layout.pp > 1:
+        assert options.mode in ("pipeline", "full"), "the other modes need the whole model"
+        return Pipelined(runner, policy, links_between(groups, runner.model, policy, options))
+    assert options.mode != "pipeline", "there is one stage"
     if options.mode == "self_speculative":
         return SelfSpeculative(runner, policy, options.draft_length)
     kind = RecomputeKV if options.mode == "kv_recompute" else CatchUp

@@ -138,7 +138,8 @@ def measured_curve(model: InferenceModel, clock: Callable[[], float] = time.perf
             if repeat:  # the first one warms up
                 own.append(_now(model.device, clock) - started)
     medians = torch.tensor([statistics.median(own) for own in times], dtype=torch.float64, device=model.device)
-    curve = model.final.vocabulary.reduce(medians / medians[0], dist.ReduceOp.MAX)
+    assert model.final is not None
+    curve = model.vocabulary.reduce(medians / medians[0], dist.ReduceOp.MAX)
     return tuple(curve.tolist())
 
 

@@ -124,9 +124,10 @@ def generate_texts(
         emitted = decoder.step()
         if not emitted:
             break
+        for sequence in decoder.running:  # a first token may come later than the step that admits
+            texts[sequence].started = texts[sequence].started or started
         for sequence, token in emitted:
             text = texts[sequence]
-            text.started = text.started or started
             text.add(token, last=sequence.end is not None and token is sequence.tokens[-1])
             text.seconds = time.perf_counter() - text.started
     return [text.finished(decoder) for text in texts.values()]

@@ -19,7 +19,7 @@ def free_bytes(device: torch.device) -> int:
 
 def check_fits(model: InferenceModel, max_tokens: int, sequences: int) -> None:
     """Raises ConfigError where the cache of `sequences` of `max_tokens` each is larger than what is free on this rank."""
-    needed = model.num_cached_layers * model.cache_shape(max_tokens, sequences).layer_bytes
+    needed = len(model.cached_layers) * model.cache_shape(max_tokens, sequences).layer_bytes
     free = free_bytes(torch.device(model.device))
     if needed <= free:
         return

@@ -1,8 +1,8 @@
 """Ways of taking sequences' tokens through the model until heads have spoken.
 
-A mode decides which segments a token passes before it is emitted; the decoder owns slots and requests. A further way
-(stages that drain in the background) is a further class with the same method. What takes part: `SegmentRunner` runs
-segments, `leave_early` asks the policy at each exit.
+A mode decides which segments a token passes before it is emitted; the decoder owns slots and requests. What takes part:
+`SegmentRunner` runs segments, `leave_early` asks the policy at each exit. The mode of a stage that does not hold the whole
+model is in `eellm.decoding.pipeline`.
 """
 
 from __future__ import annotations
@@ -22,20 +22,43 @@ Emitted = list[tuple[Continuation, Token]]
 class Mode(Protocol):
     runner: SegmentRunner
 
+    def prefill(self, sequences: Sequence[Continuation]) -> Emitted:
+        """Take prompts through all layers and blocks. The final head says the first tokens, here or in a later `advance`."""
+        ...
+
     def advance(self, sequences: Sequence[Continuation]) -> Emitted:
-        """Emit the next tokens of running sequences, at least one of each."""
+        """Emit next tokens of the sequences that run, `sequences` and those whose first tokens are still to come."""
+        ...
+
+    def drain(self, sequences: Sequence[Continuation]) -> None:
+        """Return when the KV cache is complete."""
+        ...
+
+    def close(self) -> None:
+        """There is nothing more to decode."""
         ...
 
 
-def prefill(runner: SegmentRunner, sequences: Sequence[Continuation]) -> Emitted:
-    """Take prompts through all layers and blocks; the final head says the first token."""
-    queues = [sequence.queue for sequence in sequences]
-    runner.push(queues, [sequence.ids for sequence in sequences])
-    for index in range(len(runner.model.segments)):
-        runner.advance(queues, index)
-    runner.fill_blocks(queues)
-    reading = runner.read_final(queues)
-    return [(sequence, sequence.emit_from(reading.at(row))) for row, sequence in enumerate(sequences)]
+class WholeModel:
+    """What modes share whose stage holds the whole model: a prompt's first token comes with its pass."""
+
+    def __init__(self, runner: SegmentRunner, policy: Policy):
+        self.runner, self.policy = runner, policy
+
+    def prefill(self, sequences: Sequence[Continuation]) -> Emitted:
+        runner, queues = self.runner, [sequence.queue for sequence in sequences]
+        runner.push(queues, [sequence.ids for sequence in sequences])
+        for index in range(len(runner.model.segments)):
+            runner.advance(queues, index)
+        runner.fill_blocks(queues)
+        reading = runner.read_final(queues)
+        return [(sequence, sequence.emit_from(reading.at(row))) for row, sequence in enumerate(sequences)]
+
+    def drain(self, sequences: Sequence[Continuation]) -> None:
+        self.runner.drain([sequence.queue for sequence in sequences])
+
+    def close(self) -> None:
+        """No other rank waits."""
 
 
 def leave_early(
@@ -68,7 +91,7 @@ def leave_early(
     return said
 
 
-class CatchUp:
+class CatchUp(WholeModel):
     """Tokens leave at the first exit that the policy trusts; those behind them catch up with the next that goes deeper.
 
     Each token passes every layer at most once. When `max_pending` tokens wait (None: no bound), the next one passes all
@@ -76,7 +99,8 @@ class CatchUp:
     """
 
     def __init__(self, runner: SegmentRunner, policy: Policy, max_pending: int | None):
-        self.runner, self.policy, self.max_pending = runner, policy, max_pending
+        super().__init__(runner, policy)
+        self.max_pending = max_pending
 
     def advance(self, sequences: Sequence[Continuation]) -> Emitted:
         runner, queues = self.runner, [sequence.queue for sequence in sequences]

@@ -113,11 +113,12 @@ class SegmentRunner:
         """Take everything that waits in front of a segment through it; something must wait in every queue."""
         segment = self.model.segments[index]
         hidden, spans = self._take(queues, [queue.before[index] for queue in queues])
-        if self.graphs is not None and self.graphs.serves(spans):
+        if segment.layers and self.graphs is not None and self.graphs.serves(spans):
             hidden = self.graphs.forward(index, hidden, queues[0].kv, spans)
         else:
             hidden = segment.forward(hidden, self._context(queues, spans))
-        self.counters.add_forward(len(segment.layers), hidden.shape[0], self.model.segment_bytes[index])
+        if segment.layers:  # a stage may begin with an exit
+            self.counters.add_forward(len(segment.layers), hidden.shape[0], self.model.segment_bytes[index])
         for queue, states in zip(queues, hidden.split([span.count for span in spans]), strict=True):
             queue.arrived = states
             if index + 1 < len(queue.before):
@@ -140,6 +141,7 @@ class SegmentRunner:
 
     def read_final(self, queues: Sequence[SegmentQueue], newest_only: bool = True) -> Reading:
         """What the final head says about each queue's newest token, or about all rows of the last segment's last forward."""
+        assert self.model.final is not None, "the last stage has the final head"
         hidden = _joined([queue.arrived[-1:] if newest_only else queue.arrived for queue in queues])
         features = self.model.features(self.model.final, hidden)
         self.counters.add_head("final", hidden.shape[0], self.model.head_bytes["final"])

@@ -1,7 +1,6 @@
-"""The whole model as decoding sees it: embedding, segments between active exits, heads, and the contexts of forwards.
+"""A stage as decoding sees it: embedding, segments between active exits, heads, and the contexts of forwards.
 
-Everything here belongs to one rank and, for now, to one stage that holds the whole model. Decoding runs without
-gradients and without the stand-ins for megatron-core.
+Everything here belongs to one rank. Decoding runs without gradients and without the stand-ins for megatron-core.
 Shape legend: r rows (tokens of all sequences, one after the other), h channels.
 """
 
@@ -37,45 +36,46 @@ class InferenceSegment:
 class InferenceModel:
     """A stage cut at its active exits only; inactive ones cost nothing.
 
-    `active`: layers of the exits that may be evaluated, ascending. `segments[i].exit` is the exit behind segment i;
-    None behind a last segment without one. `blocks[i]` is the decoder layer inside that exit, if it has one.
+    `active`: layers of the exits that may be evaluated, ascending, on whatever stage. `segments[i].exit` is the exit behind
+    segment i; None behind a last segment without one. `blocks[i]` is the decoder layer inside that exit, if it has one.
+    The first stage has the `embedding`, the last one the `final` head; one that holds the whole model has both.
     """
 
     def __init__(self, stage: Stage, active: Sequence[int] = ()):
-        assert stage.embedding is not None, "decoding needs a stage that holds the whole model"
-        assert stage.post_process, "decoding needs a stage that holds the whole model"
         assert not stage.config.sequence_parallel, "build the stage for decoding without sequence parallelism"
         self.spec, self.embedding = stage.spec, stage.embedding
         self.segments = _cut(stage, active)
-        self.final = stage.readout("final")
+        self.final = stage.readout("final") if stage.post_process else None
         exits = {index: segment.exit for index, segment in enumerate(self.segments) if segment.exit is not None}
-        self._heads = {readout.name: LeanHead(readout, self.spec) for readout in [*exits.values(), self.final]}
+        heads = [*exits.values(), *([self.final] if self.final else [])]
+        self._heads = {readout.name: LeanHead(readout, self.spec) for readout in heads}
         blocks = {index: self._heads[exit_.name].block for index, exit_ in exits.items()}
         self.blocks = {index: block for index, block in blocks.items() if block is not None}
         self.segment_bytes = [sum(_bytes(layer.parameters()) for layer in segment.layers) for segment in self.segments]
         self.block_bytes = {index: _bytes(block.parameters()) for index, block in self.blocks.items()}
-        self.head_bytes = {readout.name: readout_bytes(readout) for readout in [*exits.values(), self.final]}
+        self.head_bytes = {readout.name: readout_bytes(readout) for readout in heads}
         self.dtype = stage.config.params_dtype
-        self.device = self.final.weight.device
+        self.vocabulary = stage.vocabulary
+        self.device = next(stage.parameters()).device
         self.spare_places = int(self.device.type == "cuda")  # graphs need one
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def cache(self, max_tokens: int, sequences: int = 1) -> KVCache:
-        """An empty KV cache: all layers, and the blocks of active exits."""
-        layers = [layer for segment in self.segments for layer in segment.layers] + list(self.blocks.values())
-        return KVCache([layer.name for layer in layers], self.cache_shape(max_tokens, sequences))
+        """An empty KV cache: the stage's layers, and the blocks of its active exits."""
+        return KVCache([layer.name for layer in self.cached_layers], self.cache_shape(max_tokens, sequences))
 
     def cache_shape(self, max_tokens: int, sequences: int) -> KVShape:
         """What a layer of such a cache keeps on this rank."""
-        groups = self.segments[0].layers[0].attention.groups
+        groups = self.cached_layers[0].attention.groups
         return KVShape(max_tokens, groups, self.spec.head_dim, self.dtype, self.device, sequences, self.spare_places)
 
     @property
-    def num_cached_layers(self) -> int:
-        return self.spec.num_layers + len(self.blocks)
+    def cached_layers(self) -> list[LeanLayer]:
+        return [layer for segment in self.segments for layer in segment.layers] + list(self.blocks.values())
 
     def embed(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Token ids at their positions -> [r, 1, h]."""
+        assert self.embedding is not None, "tokens enter on the first stage"
         tokens, places = torch.tensor([ids, positions], device=self.device).unsqueeze(1)
         return self.embedding(tokens, places)
 

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from eellm.decoding.continuation import Continuation, Token
 from eellm.decoding.draft_length import AdaptiveLength, DraftCosts, measured_curve
-from eellm.decoding.modes import Emitted, leave_early
+from eellm.decoding.modes import Emitted, WholeModel, leave_early
 from eellm.decoding.policy import Policy
 from eellm.decoding.queue import SegmentQueue, SegmentRunner
 from eellm.decoding.reading import Reading
@@ -55,7 +55,7 @@ class _Round:
         self.readings.append(reading)
 
 
-class SelfSpeculative:
+class SelfSpeculative(WholeModel):
     """Rounds of all sequences side by side: they draft in turns and are verified in one pass.
 
     `draft_length` fixed, or `auto`: from each sequence's own record, as its draws depend on it; what is greedy gives the
@@ -63,7 +63,7 @@ class SelfSpeculative:
     """
 
     def __init__(self, runner: SegmentRunner, policy: Policy, draft_length: int | Literal["auto"]):
-        self.runner, self.policy = runner, policy
+        super().__init__(runner, policy)
         exits = [index for index, segment in enumerate(runner.model.segments) if segment.exit is not None]
         self._drafting_segments = exits[-1] + 1 if exits else 0
         self._fixed = draft_length if exits and draft_length != "auto" else 0

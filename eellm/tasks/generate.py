@@ -8,10 +8,10 @@ import time
 import torch
 
 from eellm.calibration.result import calibrated
-from eellm.config.schema import Config
 from eellm.decoding.counters import Counters
 from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.generation import Generation, generate_texts
+from eellm.decoding.pipeline_follower import Follower
 from eellm.decoding.policy import build_policy
 from eellm.metrics import names
 from eellm.model.stage import Stage
@@ -40,16 +40,22 @@ def run(context: TaskContext) -> dict[str, float]:
 def generate(context: TaskContext, device: torch.device, final: dict[str, float]) -> list[Generation]:
     """Continue `decoding.prompts` with the checkpoint's model, and add how that went to `final`.
 
-    All tensor-parallel ranks get the same tokens.
+    All tensor-parallel ranks of the first stage get the same tokens, later stages nothing.
     """
     config = context.config
     tokenizer = trained_tokenizer(config)
     plan = Plan.of(config, tokenizer.vocab_size)
     with groups_of(plan, device, config.seed) as groups:
-        decoder = build_decoder(config, load_trained(config, plan, groups).stages[0])
+        stage = load_trained(config, plan, groups).stages[0]
+        policy, options = build_policy(calibrated(config.exit_policy), stage.spec), DecoderOptions.of(config.decoding)
+        if groups.pp_rank > 0:
+            Follower(stage, policy, options, groups).follow()
+            return []
+        decoder = Decoder(stage, policy, options, groups)
         started = time.perf_counter()
         generations = generate_texts(decoder, tokenizer, config.decoding.prompts, config.decoding, config.seed)
         seconds = time.perf_counter() - started
+        decoder.close()
     tokens = sum(len(generation.tokens) for generation in generations)
     final[names.GENERATE_TOKENS_PER_SECOND] = tokens / max(seconds, 1e-9)  # all prompts together, prefill included
     final |= speculation(decoder.steps)
@@ -59,12 +65,9 @@ def generate(context: TaskContext, device: torch.device, final: dict[str, float]
 def continue_prompts(context: TaskContext, stage: Stage) -> list[Generation]:
     """Continue `decoding.prompts` with a model that is there already."""
     config = context.config
-    decoder, tokenizer = build_decoder(config, stage), trained_tokenizer(config)
+    policy = build_policy(calibrated(config.exit_policy), stage.spec)
+    decoder, tokenizer = Decoder(stage, policy, DecoderOptions.of(config.decoding)), trained_tokenizer(config)
     return generate_texts(decoder, tokenizer, config.decoding.prompts, config.decoding, config.seed)
-
-
-def build_decoder(config: Config, stage: Stage) -> Decoder:
-    return Decoder(stage, build_policy(calibrated(config.exit_policy), stage.spec), DecoderOptions.of(config.decoding))
 
 
 def speculation(counters: Counters) -> dict[str, float]:

@@ -141,6 +141,25 @@ def test_generate_full_depth_and_early_exit(finished: tuple[Path, str], folder: 
         assert [token["exit_layer"] for token in row["tokens"]] == [4] + [1] * (len(row["tokens"]) - 1)
 
 
+def test_generate_over_pipeline_stages(finished: tuple[Path, str], folder: Path) -> None:
+    """What the first stage writes is what one rank writes."""
+    rows = {}
+    for name, overrides in {"catch_up": [], "pipeline": ["parallel=pp2", "decoding=pipeline"]}.items():
+        run = folder / f"stages_{name}"
+        shared = [f"checkpoint={finished[0]}", "decoding.prompts=['import email','class ']", "decoding.max_new_tokens=8"]
+        command("task=generate", *shared, "exit_policy=fixed_layer", "exit_policy.layer=2", *overrides, f"hydra.run.dir={run}")
+        rows[name] = [json.loads(line) for line in (run / "generations.jsonl").read_text().splitlines()]
+        assert {row["decoding"] for row in rows[name]} == {name}
+        assert json.loads((run / "metrics.json").read_text())["generate/tokens_per_second"] > 0
+        assert (run / "report.html").is_file()
+    for one, two in zip(rows["catch_up"], rows["pipeline"], strict=True):
+        assert (two["prompt"], two["text"], two["stop_reason"]) == (one["prompt"], one["text"], one["stop_reason"])
+        assert [(token["id"], token["head"]) for token in two["tokens"]] == [
+            (token["id"], token["head"]) for token in one["tokens"]
+        ]
+        assert [token["exit_layer"] for token in two["tokens"]] == [4] + [2] * (len(two["tokens"]) - 1)
+
+
 def test_resume_continues_where_it_stopped(finished: tuple[Path, str], folder: Path) -> None:
     run = folder / "resumed"
     overrides = [*BASE, f"data.cache_dir={folder / 'cache'}"]

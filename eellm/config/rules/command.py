@@ -12,7 +12,7 @@ from eellm.config.request import (
     unread_overrides,
     unread_with_the_choice,
 )
-from eellm.config.schema import DecodingConfig, TaskConfig
+from eellm.config.schema import DecodingConfig, ParallelConfig, TaskConfig
 from eellm.errors import Problem
 
 Problems = Iterator[Problem]
@@ -35,14 +35,15 @@ def overrides_belong_to_the_choices(groups: dict[str, Any], request: Request) ->
     yield from unread_with_the_choice(groups, request)
 
 
-def overrides_act_on_decoding(task: TaskConfig, decoding: DecodingConfig, request: Request) -> Problems:
+def overrides_act_on_decoding(task: TaskConfig, decoding: DecodingConfig, parallel: ParallelConfig, request: Request) -> Problems:
     for override in request.parsed:
         if override.key in ("decoding.top_k", "decoding.top_p") and decoding.temperature == 0:
             reason = "decoding.temperature=0 always takes the most probable token"
             yield Problem(override.key, typed_value(override), reason, "set decoding.temperature, or leave it out")
         if override.group == "exit_policy" and task.name == "generate" and decoding.mode == "full":
             reason = "decoding.mode=full never exits early"
-            yield Problem(override.key, typed_value(override), reason, "decoding=catch_up, or leave it out")
+            exiting = "catch_up" if parallel.pp == 1 else "pipeline"
+            yield Problem(override.key, typed_value(override), reason, f"decoding={exiting}, or leave it out")
 
 
 def overrides_leave_the_checkpoint_alone(

@@ -49,13 +49,25 @@ def thresholds_lie_in_range(exit_policy: ExitPolicyConfig) -> Problems:
             yield Problem("exit_policy.threshold", threshold, f"a {exit_policy.kind} lies in 0..1", "give a number in 0..1")
 
 
-def decoding_runs_on_one_stage(task: TaskConfig, parallel: ParallelConfig, request: Request) -> Problems:
+def decoding_runs_on_one_replica(task: TaskConfig, parallel: ParallelConfig, request: Request) -> Problems:
     if task.name != "generate":
         return
-    for key, size in (("pp", parallel.pp), ("vp", parallel.vp), ("dp", request.data_parallel(parallel) or 1)):
+    for key, size in (("vp", parallel.vp), ("dp", request.data_parallel(parallel) or 1)):
         if size > 1:
-            over = "data-parallel ranks" if key == "dp" else "pipeline stages"
+            over = "data-parallel ranks" if key == "dp" else "several model chunks a rank"
             yield Problem(f"parallel.{key}", size, f"decoding over {over} is not available yet", f"parallel.{key}=1")
+
+
+def the_mode_suits_the_stages(task: TaskConfig, decoding: DecodingConfig, parallel: ParallelConfig) -> Problems:
+    mode, pp = decoding.mode, parallel.pp
+    if task.name == "quickstart" and mode == "pipeline":
+        yield Problem("decoding.mode", mode, "task=quickstart decodes on one rank", "decoding=catch_up")
+    elif task.name == "generate" and mode == "pipeline" and pp == 1:
+        reason = "there is one pipeline stage (parallel.pp=1)"
+        yield Problem("decoding.mode", mode, reason, "parallel=pp2, or decoding=catch_up")
+    elif task.name == "generate" and mode not in ("pipeline", "full") and pp > 1:
+        reason = f"needs the whole model on one stage (parallel.pp={pp})"
+        yield Problem("decoding.mode", mode, reason, "decoding=pipeline or decoding=full, or parallel.pp=1")
 
 
 def thresholds_are_given(evaluation: EvaluationConfig) -> Problems:
@@ -83,7 +95,8 @@ def prompts_are_given(task: TaskConfig, decoding: DecodingConfig) -> Problems:
 RULES: list[Callable[..., Problems]] = [
     policy_fits_the_exits,
     thresholds_lie_in_range,
-    decoding_runs_on_one_stage,
+    decoding_runs_on_one_replica,
+    the_mode_suits_the_stages,
     thresholds_are_given,
     new_tokens_fit,
     drafts_have_exits,

@@ -1,0 +1,199 @@
+"""Runs on spawned ranks: requests through a pipeline, or through one rank as sequential catch-up decoding does it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from eellm.config.schema import DecodingConfig
+from eellm.decoding.continuation import Continuation, Request, Token
+from eellm.decoding.counters import Counters
+from eellm.decoding.decoder import Decoder, DecoderOptions
+from eellm.decoding.generation import Generation, generate_texts
+from eellm.decoding.kv_cache import KVCache
+from eellm.decoding.pipeline_follower import Follower
+from eellm.decoding.pipeline_links import MAX_IN_FLIGHT
+from eellm.decoding.pipeline_messages import Message
+from eellm.decoding.policy import Policy
+from eellm.engine.chunks import build_stages
+from eellm.layout import ParallelLayout
+from eellm.mcore.groups import Groups, init_groups
+from eellm.mcore.parts import transformer_config
+from eellm.model.spec import ModelSpec, plan_stages, tied_stages
+from eellm.model.stage import Stage
+from tests.decoding.models import SEED
+from tests.decoding.test_generation import tokenizer
+
+LATER = DecoderOptions("pipeline")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a model is spread over ranks."""
+
+    pp: int = 1
+    tp: int = 1
+    layers_per_stage: tuple[int, ...] | None = None
+    boundary: str = "end"
+
+    @property
+    def layout(self) -> ParallelLayout:
+        return ParallelLayout(tp=self.tp, pp=self.pp)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Requests in order of arrival; `arrivals` says after how many steps each one is submitted (none: all at once)."""
+
+    policy: Policy
+    requests: list[tuple[tuple[int, ...], Request]]
+    options: DecoderOptions = LATER
+    arrivals: list[int] = field(default_factory=list)
+
+    def sequential(self) -> Work:
+        return replace(self, options=replace(self.options, mode="catch_up"))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a rank knows in the end. `tokens` and `ends` of all requests on the first stage; `kv`: by layer and slot, keys and
+    values [tokens, groups of this rank, channels]."""
+
+    tokens: list[list[Token]]
+    ends: list[str | None]
+    kv: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]
+    prefill: Counters
+    steps: Counters
+
+
+def build(spec: ModelSpec, cut: Cut) -> tuple[Stage, Groups]:
+    plan = plan_stages(spec, cut.layout, list(cut.layers_per_stage) if cut.layers_per_stage else None, cut.boundary)
+    groups = init_groups(cut.layout, torch.device("cpu"), tied_stages(spec, plan))
+    return build_stages(spec, plan, groups, transformer_config(spec, cut.layout, "fp32"), SEED)[0].eval(), groups
+
+
+def serve(rank: int, spec: ModelSpec, cut: Cut, works: list[Work]) -> list[Result]:
+    """All work with one model."""
+    stage, groups = build(spec, cut)
+    return [follow(stage, groups, work) if groups.pp_rank else drive(stage, groups, work) for work in works]
+
+
+def follow(stage: Stage, groups: Groups, work: Work) -> Result:
+    follower = Follower(stage, work.policy, work.options, groups)
+    follower.follow()
+    return Result([], [], contents(follower.kv), follower.prefill, follower.steps)
+
+
+def drive(stage: Stage, groups: Groups, work: Work) -> Result:
+    decoder = Decoder(stage, work.policy, work.options, groups)
+    sequences: list[Continuation] = []
+    arrivals, number, steps = work.arrivals or [0] * len(work.requests), 0, 0
+    while number < len(work.requests) or any(sequence.end is None for sequence in sequences):
+        while number < len(work.requests) and arrivals[number] <= steps:
+            sequences.append(decoder.submit(*work.requests[number]))
+            number += 1
+        emitted = decoder.step()
+        assert emitted or all(sequence.end for sequence in sequences), "a step without a token although sequences run"
+        steps += 1
+    decoder.drain()
+    decoder.close()
+    tokens, ends = [sequence.tokens for sequence in sequences], [sequence.end for sequence in sequences]
+    return Result(tokens, ends, contents(decoder._kv), decoder.prefill, decoder.steps)
+
+
+def contents(kv: KVCache | None) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
+    assert kv is not None
+    slots = range(kv.shape.sequences)
+    return {(layer, slot): tuple(part[:, 0].numpy() for part in kv.read(layer, slot)) for layer in kv.layers for slot in slots}
+
+
+def run_ahead(rank: int, spec: ModelSpec, policy: Policy, folder: Path, count: int) -> list[bool]:
+    """Before which of `count` tokens the second stage has gone on: it takes the prompt, and then nothing until
+    `MAX_IN_FLIGHT` tokens have been emitted without it."""
+    stage, groups = build(spec, Cut(2))
+    enough, released = folder / "enough", folder / "released"
+    if groups.pp_rank:
+        follower = Follower(stage, policy, LATER, groups)
+        receive, received = follower.links.receive, []
+
+        def held() -> Message:
+            if len(received) == 1:
+                wait_for(enough)
+                time.sleep(0.3)
+                released.touch()
+            received.append(receive())
+            return received[-1]
+
+        follower.links.receive = held
+        follower.follow()
+        return []
+    decoder = Decoder(stage, policy, LATER, groups)
+    decoder.start((5, 17, 3), Request(count + 1))
+    decoder.step()
+    gone_on = []
+    for number in range(1, count + 1):
+        decoder.step()
+        gone_on.append(released.exists())
+        if number == MAX_IN_FLIGHT:
+            enough.touch()
+    decoder.close()
+    return gone_on
+
+
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def interrupted(rank: int, spec: ModelSpec, policy: Policy, requests: list[tuple[tuple[int, ...], Request]]) -> list[list[Token]]:
+    """Tokens of four requests: one of the first two is stopped, then one of the rest dropped for the last, both at a moment
+    when a token is on its way to them."""
+    stage, groups = build(spec, Cut(2))
+    options = replace(LATER, max_batch=2)
+    if groups.pp_rank:
+        Follower(stage, policy, options, groups).follow()
+        return []
+    decoder = Decoder(stage, policy, options, groups)
+    sequences = [decoder.submit(*request) for request in requests[:2]]
+    stopped = one_behind(decoder)
+    before, stopped.stopped = len(stopped.tokens), True
+    sequences.append(decoder.submit(*requests[2]))
+    while not sequences[2].tokens:
+        decoder.step()
+    dropped = one_behind(decoder)
+    tokens = len(dropped.tokens)
+    sequences.append(decoder.start(*requests[3]))
+    while emitted := decoder.step():
+        assert all(sequence is sequences[3] for sequence, _ in emitted)
+    decoder.close()
+    assert (len(stopped.tokens), len(dropped.tokens)) == (before, tokens)
+    return [sequence.tokens for sequence in sequences]
+
+
+def one_behind(decoder: Decoder) -> Continuation:
+    """Step until a sequence waits for its token while another one has got one; returns the former."""
+    while emitted := decoder.step():
+        served = {sequence for sequence, _ in emitted}
+        waiting = [sequence for sequence in decoder.running if sequence not in served]
+        if waiting:
+            return waiting[0]
+    raise AssertionError("no sequence was ever behind")
+
+
+def texts(rank: int, spec: ModelSpec, cut: Cut, policy: Policy, config: DecodingConfig) -> list[Generation]:
+    """The config's prompts as `task=generate` continues them."""
+    stage, groups = build(spec, cut)
+    options = DecoderOptions.of(config)
+    if groups.pp_rank:
+        Follower(stage, policy, options, groups).follow()
+        return []
+    decoder = Decoder(stage, policy, options, groups)
+    generations = generate_texts(decoder, tokenizer(), config.prompts, config, seed=1)
+    decoder.close()
+    return generations
