@@ -78,7 +78,7 @@ def test_the_cheapest_commands_run(tmp_path: Path) -> None:
     assert [step.name for step in run.steps()] == ["step_0000002"]
     run_py("task=train", f"resume={directory}", "trainer.max_steps=3", cwd=tmp_path)
     assert run.steps()[-1].name == "step_0000003"
-    run_py("task=evaluate", f"checkpoint={directory}", "evaluation.batches=1", cwd=tmp_path)
+    run_py("task=evaluate", f"checkpoint={directory}", "evaluation.batches=1", "decoding.max_new_tokens=3", cwd=tmp_path)
     (evaluated,) = (tmp_path / "outputs" / "evaluate" / "default").iterdir()
     assert (evaluated / "exits.csv").read_text().startswith("head,layer,loss")
     run_py("task=generate", f"checkpoint={directory}", "exit_policy.threshold=0.8", "decoding.max_new_tokens=3", cwd=tmp_path)

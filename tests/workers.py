@@ -122,7 +122,8 @@ class Workers:
         for rank in hung:
             os.kill(self.processes[rank].pid, signal.SIGUSR2)
         time.sleep(1)
-        said = {rank: f"hung:\n{self.stacks[rank].read_text()}" for rank in hung}
+        said = {rank: f"hung:\n{self.stacks[rank].read_text()}" for rank in hung if self.stacks[rank].exists()}
+        said |= {rank: "was still starting" for rank in hung if rank not in said}
         return "\n".join(
             f"rank {rank} {said.get(rank, f'died with exit code {self.processes[rank].exitcode}')}" for rank in sorted(ranks)
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eellm.benchmark.paired_timing import Interval
 from eellm.layout import ParallelLayout
@@ -14,25 +14,30 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class Figure:
-    """`value` is what counts; a timed one is its interval's median. A target is an upper bound."""
+    """`value` is what counts; a timed one is its interval's median. None: it was not measured, and `note` says why.
+
+    A target is an upper bound, or with `at_least` a lower one.
+    """
 
     name: str
     label: str
     unit: str
-    value: float
+    value: float | None
     interval: Interval | None = None
     target: float | None = None
+    at_least: bool = False
+    note: str = ""
 
     @property
     def meets(self) -> bool | None:
-        return None if self.target is None else self.value <= self.target
+        return None if self.value is None else self._on_the_right_side(self.value)
 
     @property
     def is_clear(self) -> bool:
         """Whether all of the interval lies on the value's side of the target."""
         if self.target is None or self.interval is None:
             return True
-        return (self.interval.low <= self.target) == (self.interval.high <= self.target)
+        return self._on_the_right_side(self.interval.low) == self._on_the_right_side(self.interval.high)
 
     @property
     def group(self) -> str:
@@ -55,12 +60,24 @@ class Figure:
             "low": interval.low if interval else None,
             "high": interval.high if interval else None,
             "target": self.target,
+            "bound": None if self.target is None else "at least" if self.at_least else "at most",
             "meets": self.meets,
+            "note": self.note or None,
         }
 
+    def _on_the_right_side(self, value: float) -> bool | None:
+        if self.target is None:
+            return None
+        return value >= self.target if self.at_least else value <= self.target
 
-def timed(name: str, label: str, unit: str, interval: Interval, target: float | None = None) -> Figure:
-    return Figure(name, label, unit, interval.median, interval, target)
+
+def timed(name: str, label: str, unit: str, interval: Interval, target: float | None = None, at_least: bool = False) -> Figure:
+    return Figure(name, label, unit, interval.median, interval, target, at_least)
+
+
+def not_run(figure: Figure, reason: str) -> Figure:
+    """The figure's row where it could not be measured."""
+    return replace(figure, value=None, interval=None, note=f"not run: {reason}")
 
 
 def megabytes(name: str, label: str, size: float, target: float | None = None) -> Figure:

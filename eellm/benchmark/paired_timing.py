@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 Work = Callable[[], object]
+Some = TypeVar("Some", bound=Work)
+Name = TypeVar("Name", bound=str)
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,13 @@ class CriticalPath:
             torch.cuda.synchronize(self.device)
 
 
-def alternate(works: Mapping[str, Work], clock: Callable[[Work], float], rounds: int, warmup: int) -> dict[str, list[float]]:
+def alternate(works: Mapping[Name, Some], clock: Callable[[Some], float], rounds: int, warmup: int) -> dict[Name, list[float]]:
     """Seconds of each work in each round, after `warmup` rounds that do not count.
 
     Every round does each work once, in an order that turns round from round to round, so that a drift of the machine
     falls on all of them. Garbage is collected between works, not within.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+    seconds: dict[Name, list[float]] = {name: [] for name in works}
     with _collecting_by_hand():
         for number in range(-warmup, rounds):
             for name in sorted(works, reverse=number % 2 == 1):

@@ -6,6 +6,7 @@ from rich import box
 from rich.table import Table
 
 from eellm.benchmark.figure import Figure
+from eellm.report.number_text import MISSING
 
 NOTE = "interval: 95 % around the median; ~ after a verdict: the interval reaches across the target"
 
@@ -20,12 +21,26 @@ def figures_table(title: str, figures: list[Figure]) -> Table:
         if figure.group != group:
             table.add_section()
             group = figure.group
-        table.add_row(figure.label, number(figure.value), interval(figure), figure.unit, target(figure), verdict(figure))
+        table.add_row(figure.label, *cells(figure))
     return table
 
 
+def cells(figure: Figure) -> list[str]:
+    if figure.value is None:
+        return [MISSING, "not run", "", target(figure), ""]
+    value = f"{figure.value:,.0f}" if figure.unit == "tokens" else number(figure.value)
+    return [value, interval(figure), figure.unit, target(figure), verdict(figure)]
+
+
+def notes(figures: list[Figure]) -> list[str]:
+    """What stands below the table: what its columns mean, and why a figure is missing."""
+    return [NOTE, *(f"{figure.label}: {figure.note}" for figure in figures if figure.note)]
+
+
 def number(value: float) -> str:
-    """Three decimals, or as many as show three digits of a small number."""
+    """Three decimals, one of a large number, or as many as show three digits of a small one."""
+    if abs(value) >= 100:
+        return f"{value:,.1f}"
     return f"{value:,.3f}" if value == 0 or abs(value) >= 0.1 else f"{value:.3g}"
 
 
@@ -34,7 +49,7 @@ def interval(figure: Figure) -> str:
 
 
 def target(figure: Figure) -> str:
-    return "" if figure.target is None else f"≤ {number(figure.target)}"
+    return "" if figure.target is None else f"{'≥' if figure.at_least else '≤'} {number(figure.target)}"
 
 
 def verdict(figure: Figure) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eellm.config.commandline import Override, parse_override
-from eellm.config.schema import Config, ParallelConfig
+from eellm.config.schema import BenchmarkConfig, Config, ParallelConfig, TaskConfig
 from eellm.errors import Problem
 
 FROM_CHECKPOINT = ("model", "tokenizer")
@@ -31,7 +31,10 @@ _TRAINING: tuple[str, ...] = (
 TASK_READS: dict[str, tuple[str, ...]] = {
     "quickstart": (*_TRAINING, "evaluation", "decoding", "exit_policy"),
     "train": _TRAINING,
-    "evaluate": ("data", "parallel", "schedule", "precision", "evaluation", "logger", "trainer.loss_chunk"),
+    "evaluate": (
+        *("data", "parallel", "schedule", "precision", "evaluation", "logger", "trainer.loss_chunk"),
+        *("decoding", "exit_policy"),
+    ),
     "calibrate": (
         *("data", "parallel", "schedule", "precision", "calibration", "logger", "trainer.loss_chunk"),
         "exit_policy",
@@ -41,6 +44,7 @@ TASK_READS: dict[str, tuple[str, ...]] = {
         *("model", "exits", "loss_weights", "parallel", "schedule", "tokenizer", "precision", "benchmark", "logger"),
         *("data.sequence_length", "data.micro_batch_size", "data.global_batch_size"),
         *("trainer.recompute", "trainer.loss_chunk"),
+        *("decoding.max_new_tokens", "decoding.max_pending", "decoding.draft_length", "exit_policy"),
     ),
     "prepare_data": ("prepare", "data", "tokenizer"),
 }
@@ -48,9 +52,17 @@ TASK_READS: dict[str, tuple[str, ...]] = {
 
 _BATCHES = ("split", "sequence_length", "micro_batch_size", "global_batch_size", "ramp_up", "document_boundaries", "num_workers")
 
+_GENERATION = tuple(f"decoding.{key}" for key in ("prompts", "stop", "stop_at_eos", "max_batch", "max_tokens"))
+_TRAINING_BENCHMARK = (
+    *("loss_weights", "schedule", "trainer", "exits.deferred", "exits.boundary", "benchmark.in_flight"),
+    *("data.micro_batch_size", "data.global_batch_size"),
+)
+_DECODING_BENCHMARK = ("decoding", "exit_policy", "benchmark.decodings", "benchmark.thresholds", "benchmark.batches")
+
 READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
     (tuple(f"data.{key}" for key in _BATCHES), "task.name", ("quickstart", "train", "evaluate", "calibrate", "benchmark")),
-    (("evaluation.speed_thresholds",), "task.name", ("quickstart",)),
+    (_TRAINING_BENCHMARK, "benchmark.name", ("training",)),
+    (_DECODING_BENCHMARK, "benchmark.name", ("decoding",)),
     (("loss_weights.initial", "loss_weights.shape"), "loss_weights.kind", ("warmup", "cooldown")),
     (("loss_weights.steps",), "loss_weights.kind", ("warmup", "cooldown", "rotating")),
     (("optimizer.momentum",), "optimizer.name", ("sgd",)),
@@ -70,13 +82,15 @@ READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
     (("model.rotary_fraction", "model.rotary_base"), "model.position", ("rotary",)),
     (("decoding.max_pending",), "decoding.mode", ("catch_up", "kv_recompute")),
     (("decoding.draft_length",), "decoding.mode", ("self_speculative",)),
-    (("exit_policy.threshold", "exit_policy.min_new_tokens"), "task.name", ("quickstart", "generate")),
+    (_GENERATION, "task.name", ("quickstart", "generate")),
+    (("exit_policy.threshold",), "task.name", ("quickstart", "generate", "benchmark")),
+    (("exit_policy.min_new_tokens",), "task.name", ("quickstart", "evaluate", "generate", "benchmark")),
     (("exit_policy.calibration",), "task.name", ("generate",)),
     (("exit_policy.calibration",), "exit_policy.kind", ("max_probability",)),
     (("exit_policy.layer",), "exit_policy.kind", ("fixed_layer",)),
     (("exit_policy.threshold",), "exit_policy.kind", ("max_probability", "margin", "entropy", "patience")),
 )
-"""(keys, the choice they belong to, the options that read them)."""
+"""(keys, the choice they belong to, the options that read them). See `_chosen` for choices that are made elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +131,7 @@ def groups_from_checkpoint(task: str) -> tuple[str, ...]:
     """Groups that a task that reads a checkpoint takes from it, whatever the command line says."""
     if task == "train":
         return FROM_CHECKPOINT
-    return (*FROM_CHECKPOINT, *FROM_CHECKPOINT_UNLESS_GIVEN) if task in READS_A_MODEL else ()
+    return (*FROM_CHECKPOINT, *FROM_CHECKPOINT_UNLESS_GIVEN) if task in (*READS_A_MODEL, "benchmark") else ()
 
 
 def checkpoint_overrides(task: str, request: Request) -> Iterator[Problem]:
@@ -131,12 +145,29 @@ def checkpoint_overrides(task: str, request: Request) -> Iterator[Problem]:
 def unread_with_the_choice(groups: dict[str, Any], request: Request) -> Iterator[Problem]:
     """Overrides of keys that belong to another option than the one chosen."""
     for keys, choice, options in READ_WITH:
-        group, _, name = choice.partition(".")
-        chosen = getattr(groups.get(group), name, None)
+        chosen = _chosen(groups, choice)
         for override in request.parsed:
-            if any(_covers(key, override.key) for key in keys) and chosen is not None and chosen not in options:
+            if any(_covers(key, override.key) for key in keys) and chosen and not set(chosen) & set(options):
                 fix = f"leave it out, or choose {choice}={' or '.join(options)}"
-                yield Problem(override.key, typed_value(override), f"{choice}={chosen} never reads it", fix)
+                yield Problem(override.key, typed_value(override), f"{choice}={','.join(chosen)} never reads it", fix)
+
+
+def _chosen(groups: dict[str, Any], choice: str) -> list[str]:
+    """The options in force: several where decodings are compared, none where the choice does not matter."""
+    group, _, name = choice.partition(".")
+    value, task = getattr(groups.get(group), name, None), getattr(groups.get("task"), "name", None)
+    if value is None or (group == "benchmark" and task != "benchmark"):
+        return []
+    if choice == "decoding.mode" and task == "benchmark" and "benchmark" in groups:
+        return list(groups["benchmark"].decodings)
+    if choice == "decoding.mode" and task in ("quickstart", "evaluate") and "evaluation" in groups:
+        compared = list(groups["evaluation"].compared_modes(value))
+        return compared if task == "evaluate" else [value, *compared]
+    return [value]
+
+
+def measures_decoding(task: TaskConfig, benchmark: BenchmarkConfig) -> bool:
+    return task.name == "benchmark" and benchmark.name == "decoding"
 
 
 def typed_value(override: Override) -> str:

@@ -39,11 +39,18 @@ def with_saved_run(values: dict[str, Any], request: Request) -> tuple[dict[str, 
         values = {**values, "checkpoint": checkpoint}
     if task == "train" and isinstance(resume, str) and resume != "auto":
         return _resumed(resume, values, request)
-    if task in (*READS_A_MODEL, "train") and isinstance(checkpoint, str) and resume in (None, "auto"):
+    if _reads_checkpoint(task, values) and isinstance(checkpoint, str) and resume in (None, "auto"):
         whole_checkpoint("checkpoint", checkpoint)
         merge = with_warm_start if task == "train" else with_checkpoint
         return merge(values, saved_values(checkpoint), request), []
     return values, []
+
+
+def _reads_checkpoint(task: str | None, values: dict[str, Any]) -> bool:
+    benchmark = values.get("benchmark")
+    if task == "benchmark":
+        return isinstance(benchmark, dict) and benchmark.get("name") == "decoding"
+    return task in (*READS_A_MODEL, "train")
 
 
 def with_checkpoint(values: dict[str, Any], saved: dict[str, Any], request: Request) -> dict[str, Any]:

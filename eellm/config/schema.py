@@ -16,6 +16,7 @@ NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+DecodingMode = Literal["full", "catch_up", "kv_recompute", "pipeline", "self_speculative"]
 HeadKind = Literal["embedding", "norm", "mlp", "block"]
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 TaskName = Literal["quickstart", "train", "evaluate", "calibrate", "generate", "benchmark", "prepare_data"]
@@ -269,10 +270,16 @@ class EvaluationConfig(Node):
     """Held-out global batches to evaluate."""
     thresholds: list[Fraction]
     """Confidence thresholds of the trade-off table."""
+    decodings: list[DecodingMode] | None
+    """Modes of decoding that are timed against full depth; null = decoding.mode, [] = none."""
     speed_thresholds: list[Fraction]
     """Thresholds at which decoding is timed against full depth."""
     calibration_bins: Count
     """Bins of the expected calibration error."""
+
+    def compared_modes(self, chosen: DecodingMode) -> list[DecodingMode]:
+        """What is timed against full depth where `chosen` is decoding.mode."""
+        return [mode for mode in ([chosen] if self.decodings is None else self.decodings) if mode != "full"]
 
 
 class CalibrationConfig(Node):
@@ -289,7 +296,7 @@ class CalibrationConfig(Node):
 
 
 class DecodingConfig(Node):
-    mode: Literal["full", "catch_up", "kv_recompute", "pipeline", "self_speculative"]
+    mode: DecodingMode
     """`full`: every token through all layers; `catch_up`: tokens exit early, their states pass the later layers later;
     `kv_recompute`: they pass all layers again with the next token; `pipeline`: they pass later stages while the next token
     is under way; `self_speculative`: exits draft, the full model verifies."""
@@ -333,14 +340,20 @@ class ExitPolicyConfig(Node):
 
 
 class BenchmarkConfig(Node):
-    name: Literal["training"]
-    """`training`: what exits cost a training step, in time and memory."""
+    name: Literal["training", "decoding"]
+    """`training`: what exits cost a training step, in time and memory; `decoding`: how fast tokens come, and what that costs."""
     pairs: Count
     """Alternating repetitions of what is compared."""
     warmup: NonNegative
     """Repetitions before those that count."""
     in_flight: Annotated[int, Field(ge=2)]
     """Microbatches in flight up to which the growth of memory is measured."""
+    decodings: list[DecodingMode]
+    """Modes of decoding that are compared with full depth."""
+    thresholds: list[Fraction]
+    """Exit thresholds at which the modes' speed is set against their quality."""
+    batches: list[Count]
+    """Sequences decoded side by side."""
 
 
 class PrepareConfig(Node):

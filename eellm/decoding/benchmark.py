@@ -1,4 +1,4 @@
-"""Speed against quality: the same prompts at full depth and at several thresholds, side by side in one run.
+"""Speed against quality: the same prompts at full depth, and by several modes at several thresholds, side by side in one run.
 
 What the columns of speed_quality.csv mean here:
 - Decoding is the user's: free-running, batch 1, with the sampling options given. Every run makes all
@@ -9,7 +9,8 @@ What the columns of speed_quality.csv mean here:
   prompt by prompt, and the order turns from repeat to repeat.
 - `agreement`: at every position of full depth's own text, does the setting emit full depth's token, given full depth's
   tokens before it (and, when sampling, the same random number)? Measured by following that text, so one early
-  difference does not count twice. The first token is full depth's by construction and not counted.
+  difference does not count twice. The first token is full depth's by construction and not counted. Speculation is
+  lossless, so when greedy its share is 1 but for rounding; when sampling its random numbers decide otherwise.
 - `mean_layers`, `share_<head>`: of the free-running tokens, first ones left out: layers passed before a token was
   emitted, and who emitted it.
 """
@@ -24,19 +25,48 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from eellm.config.schema import DecodingConfig, ExitPolicyConfig
+from eellm.config.schema import DecodingConfig, DecodingMode, ExitPolicyConfig
 from eellm.decoding.continuation import Request, Token
 from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.policy import Policy, build_policy, never_exit
 from eellm.metrics.names import share_column
 from eellm.metrics.tables import TableRow
+from eellm.model.spec import ModelSpec
 from eellm.model.stage import Stage
 
 _WARM_UP_TOKENS = 4
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A way of decoding: one row of the table."""
+
+    options: DecoderOptions
+    policy: Policy
+
+
+def swept(
+    modes: Sequence[DecodingMode],
+    decoding: DecodingConfig,
+    exit_policy: ExitPolicyConfig,
+    thresholds: Sequence[float],
+    spec: ModelSpec,
+) -> list[Setting]:
+    """Full depth first, then every other mode at each threshold of `exit_policy`, or once where it has no threshold.
+
+    `patience` counts exits: in place of the thresholds it gets 1, 2, .. up to all of them.
+    """
+    if exit_policy.kind == "patience":
+        thresholds = range(1, len(spec.exits if exit_policy.active is None else exit_policy.active) + 1)
+    policies = [build_policy(exit_policy.model_copy(update={"threshold": value}), spec) for value in thresholds]
+    policies = [policy for number, policy in enumerate(policies) if policy.active and policy not in policies[:number]]
+    options = [replace(DecoderOptions.of(decoding), mode=mode, max_batch=1, max_tokens=None) for mode in modes if mode != "full"]
+    others = [Setting(mode, policy) for mode in options for policy in policies]
+    return [Setting(DecoderOptions("full"), never_exit(spec)), *others]
+
+
 @dataclass
-class _Setting:
+class _Row:
     """One row of the table on its way."""
 
     decoder: Decoder
@@ -48,65 +78,73 @@ class _Setting:
 def speed_against_quality(
     stage: Stage,
     prompts: Sequence[Sequence[int]],
+    settings: Sequence[Setting],
     decoding: DecodingConfig,
-    exit_policy: ExitPolicyConfig,
-    thresholds: Sequence[float],
     repeats: int = 3,
 ) -> list[TableRow]:
-    """Rows of speed_quality.csv: full depth first, then `exit_policy` at each threshold (catch_up). Prompts are token ids.
+    """Rows of speed_quality.csv, one a setting; the first one (full depth) is what the others are compared with.
 
-    All tensor-parallel ranks call it; times are each rank's own. `accuracy` needs labels and is left open.
+    Prompts are token ids; of `decoding` the number of new tokens and the sampling count here. All tensor-parallel ranks
+    call it; times are each rank's own. `accuracy` needs labels and is left open.
     """
     requests = [replace(Request.of(decoding, seed, None), eos_id=None) for seed in range(len(prompts))]
-    policies = [build_policy(exit_policy.model_copy(update={"threshold": value}), stage.spec) for value in thresholds]
-    settings = [_Setting(Decoder(stage, never_exit(stage.spec), DecoderOptions("full")))]
-    settings += [_Setting(Decoder(stage, policy, DecoderOptions("catch_up", decoding.max_pending))) for policy in policies]
-    for setting in settings:
-        list(setting.decoder.generate(prompts[0], replace(requests[0], max_new_tokens=_WARM_UP_TOKENS)))
+    rows = [_Row(Decoder(stage, setting.policy, setting.options)) for setting in settings]
+    for row in rows:
+        list(row.decoder.generate(prompts[0], replace(requests[0], max_new_tokens=_WARM_UP_TOKENS)))
     for repeat in range(repeats):
-        _run(settings, prompts, requests, repeat)
-    for setting in settings[1:]:
-        setting.agreement = _agreement(setting.decoder, prompts, requests, settings[0].texts)
-    return [_row(setting, settings[0], len(prompts)) for setting in settings]
+        _run(rows, prompts, requests, repeat)
+    for row in rows[1:]:
+        row.agreement = _agreement(row.decoder, prompts, requests, rows[0].texts)
+    return [_cells(row, rows[0]) for row in rows]
 
 
-def _run(settings: list[_Setting], prompts: Sequence[Sequence[int]], requests: list[Request], repeat: int) -> None:
+def _run(rows: list[_Row], prompts: Sequence[Sequence[int]], requests: list[Request], repeat: int) -> None:
     """One repeat: every prompt at every setting."""
-    for setting in settings:
-        setting.seconds.append(0.0)
-        setting.texts = []
-    turn = repeat % len(settings)
+    for row in rows:
+        row.seconds.append(0.0)
+        row.texts = []
+    turn = repeat % len(rows)
     for prompt, request in zip(prompts, requests, strict=True):
-        for setting in settings[turn:] + settings[:turn]:
-            decoder = setting.decoder
+        for row in rows[turn:] + rows[:turn]:
+            decoder = row.decoder
             sequence = decoder.start(prompt, request)
             decoder.step()
             started = _now(decoder)
             while decoder.step():
                 pass
-            setting.seconds[-1] += _now(decoder) - started
-            setting.texts.append(sequence.tokens)
+            row.seconds[-1] += _now(decoder) - started
+            row.texts.append(sequence.tokens)
 
 
 def _agreement(
     decoder: Decoder, prompts: Sequence[Sequence[int]], requests: list[Request], texts: list[list[Token]]
 ) -> float | None:
     """Share of the tokens of `texts`, first ones left out, that the decoder emits given those before; None without any."""
-    same = []
+    same: list[bool] = []
     for prompt, request, text in zip(prompts, requests, texts, strict=True):
-        sequence = decoder.start(prompt, request)
-        for token in text:
-            ((_, own),) = decoder.step()
-            same.append(own.id == token.id)
-            sequence.replace_last(token.id)
-        del same[-len(text)]
+        ids = [token.id for token in text]
+        same += [own == given for own, given in zip(following(decoder, prompt, request, ids), ids, strict=True)][1:]
     return sum(same) / len(same) if same else None
 
 
-def _row(setting: _Setting, full: _Setting, num_prompts: int) -> TableRow:
-    decoder = setting.decoder
-    tokens = [token for text in setting.texts for token in text[1:]]
-    ratios = [ours / own for ours, own in zip(full.seconds, setting.seconds, strict=True) if own > 0]
+def following(decoder: Decoder, prompt: Sequence[int], request: Request, text: Sequence[int]) -> list[int]:
+    """What the decoder emits at every place of `text` (as many tokens as `request` wants), given the text before that place."""
+    sequence = decoder.start(prompt, request)
+    own: list[int] = []
+    while len(own) < len(text):
+        decoder.step()
+        for place in range(len(own), len(sequence.tokens)):
+            own.append(sequence.tokens[place].id)
+            if own[-1] != text[place]:
+                sequence.replace(place, text[place])
+                break
+    return own
+
+
+def _cells(row: _Row, full: _Row) -> TableRow:
+    decoder = row.decoder
+    tokens = [token for text in row.texts for token in text[1:]]
+    ratios = [ours / own for ours, own in zip(full.seconds, row.seconds, strict=True) if own > 0]
     heads = Counter(token.head for token in tokens)
     count = max(len(tokens), 1)
     shares = {share_column(head): heads[head] / count for head in decoder.spec.heads}
@@ -114,9 +152,9 @@ def _row(setting: _Setting, full: _Setting, num_prompts: int) -> TableRow:
         "decoding": decoder.options.mode,
         "policy": decoder.policy.kind,
         "threshold": _cell(decoder.policy),
-        "tokens_per_second": len(tokens) / statistics.median(setting.seconds) if tokens else None,
+        "tokens_per_second": len(tokens) / statistics.median(row.seconds) if tokens else None,
         "speedup": statistics.median(ratios) if ratios else None,
-        "agreement": setting.agreement,
+        "agreement": row.agreement,
         "accuracy": None,
         "mean_layers": sum(token.exit_layer for token in tokens) / count,
         **shares,

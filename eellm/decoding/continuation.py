@@ -115,7 +115,9 @@ class Continuation:
         self.emit(token)
         return token
 
-    def replace_last(self, token_id: int) -> None:
-        """Go on as if the last token had been this one: to follow a given text."""
-        assert self.tokens, "no token has been emitted"
+    def replace(self, place: int, token_id: int) -> None:
+        """Go on as if the emitted token at `place` had been this one and none had followed: to follow a given text."""
+        assert 0 <= place < len(self.tokens), "no such token has been emitted"
+        del self.tokens[place + 1 :], self.ids[len(self.prompt) + place + 1 :]
         self.ids[-1] = token_id
+        self.queue.truncate(len(self.ids) - 1)  # the last id enters with the next step

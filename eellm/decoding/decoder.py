@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from eellm.config.schema import DecodingConfig
+from eellm.config.schema import DecodingConfig, DecodingMode
 from eellm.decoding.continuation import Continuation, Request, Token
 from eellm.decoding.counters import Counters
 from eellm.decoding.kv_cache import KVCache
@@ -37,7 +37,7 @@ class DecoderOptions:
     `pipeline`, or `full`: the same without exits.
     """
 
-    mode: Literal["full", "catch_up", "kv_recompute", "pipeline", "self_speculative"] = "catch_up"
+    mode: DecodingMode = "catch_up"
     max_pending: int | None = None
     draft_length: int | Literal["auto"] = "auto"
     max_batch: int = 1

@@ -236,6 +236,14 @@ def layer_parameters(spec: ModelSpec) -> int:
     return attention + mlp
 
 
+def parameters(spec: ModelSpec) -> int:
+    """Weights of all matrices; norms and biases are not counted."""
+    matrix = spec.padded_vocab_size * spec.hidden_size
+    bodies = sum(head_parameters(spec, exit_) - matrix for exit_ in spec.exits)
+    own_outputs = sum(not exit_.tie_output for exit_ in spec.exits) + (not spec.tie_embeddings)
+    return spec.num_layers * layer_parameters(spec) + bodies + (1 + own_outputs) * matrix
+
+
 def head_parameters(spec: ModelSpec, exit_: ExitSpec | None) -> int:
     """Weights multiplied per token by a head's matrices, tied or not; None = the final head."""
     output = spec.hidden_size * spec.padded_vocab_size

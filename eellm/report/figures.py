@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from eellm.metrics.names import FINAL, TRAIN_LOSS, VAL_LOSS, depth, share_column
 from eellm.metrics.tables import Cell
 from eellm.report.number_text import percent, threshold
-from eellm.report.palette import Ink, paper_ink
+from eellm.report.palette import Ink, mode_colour, paper_ink
 from eellm.report.run_record import Curve, RunRecord
 
 if TYPE_CHECKING:
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 SIZE = (4.9, 3.2)
 DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1))]
 MARKERS = "osD^vPX*<>"
+MODE_MARKERS = "os^vPX"
+NEAR = 0.04
+"""Share of a plot's width within which points count as standing upon each other."""
+Point = tuple[float, float, str]
+"""x, y and name."""
 MOST_POINTS = 600
 START_SHARE = 0.08
 """Share of a run whose fast first fall may leave the top of a loss plot, so that the end is legible."""
@@ -65,14 +70,15 @@ def plots(record: RunRecord) -> list[Plot]:
 
 
 def save_figures(record: RunRecord, folder: Path) -> list[Path]:
-    """Write every figure as a PNG on white."""
+    """Write every figure on white, as PNG and as SVG."""
     ink, paths = paper_ink(record.heads), []
     for plot in plots(record):
         folder.mkdir(parents=True, exist_ok=True)
-        paths.append(folder / f"{plot.name}.png")
         figure = plot.figure(ink)
         figure.suptitle(plot.title, fontsize=11, x=0.01, ha="left", color=ink.text)
-        figure.savefig(paths[-1], dpi=160)
+        for ending in ("png", "svg"):
+            paths.append(folder / f"{plot.name}.{ending}")
+            figure.savefig(paths[-1], dpi=160)
     return paths
 
 
@@ -122,14 +128,21 @@ def _speed_plot(record: RunRecord) -> Plot | None:
     if not rows:
         return None
 
+    modes = list(dict.fromkeys(str(row["decoding"]) for row in rows))
+
     def draw(axes: Axes, ink: Ink) -> None:
-        points = sorted((_float(row, "agreement"), _float(row, "speedup"), threshold(row.get("threshold"))) for row in rows)
         axes.axhline(1.0, color=ink.muted, linewidth=1.0, linestyle=(0, (2, 2)))
-        quality, speed = [point[0] for point in points], [point[1] for point in points]
-        axes.plot(quality, speed, color=ink.text, linewidth=1.4, marker="o", markersize=5, zorder=3)
+        curves = {mode: _speed_points([row for row in rows if row["decoding"] == mode]) for mode in modes}
+        span = _span([(1.0, 1.0, ""), *(point for points in curves.values() for point in points)])
+        for index, (mode, points) in enumerate(curves.items()):
+            style = {"color": mode_colour(index, ink), "linestyle": DASHES[index % len(DASHES)], "marker": MODE_MARKERS[index]}
+            _line(axes, Curve([point[0] for point in points], [point[1] for point in points]), {**style, "label": mode})
+            _name_points(axes, ink, points, span)
         axes.plot([1.0], [1.0], color=ink.text, marker="D", markersize=7, markerfacecolor=ink.background, zorder=4, clip_on=False)
-        _name_points(axes, ink, [*points, (1.0, 1.0, "full depth")])
+        _name_point(axes, ink, (1.0, 1.0, "full depth"), "left")
         axes.margins(x=0.12, y=0.18)
+        if len(modes) > 1:
+            _legend(axes, ink)
         axes.set_xlabel("same token as full depth")
         axes.set_ylabel("speed, times full depth")
         # The margin may reach beyond 100%, where no point can be.
@@ -139,8 +152,13 @@ def _speed_plot(record: RunRecord) -> Plot | None:
     return Plot("speed_quality", "Speed against quality", caption, draw)
 
 
+def _speed_points(rows: list[dict[str, Cell]]) -> list[Point]:
+    points = [(_float(row, "agreement"), _float(row, "speedup"), threshold(row.get("threshold"))) for row in rows]
+    return sorted(points, key=lambda point: point[:2])
+
+
 def _share_plot(record: RunRecord) -> Plot | None:
-    rows = record.early_exit or record.trade_off
+    rows = record.leaving or record.trade_off
     heads = [head for head in record.heads if any(share_column(head) in row for row in rows)]
     if not rows or not heads:
         return None
@@ -164,7 +182,7 @@ def _share_plot(record: RunRecord) -> Plot | None:
         axes.set_ylabel("threshold")
         _legend(axes, ink)
 
-    source = "generated tokens" if record.early_exit else "held-out tokens"
+    source = "generated tokens" if record.leaving else "held-out tokens"
     return Plot("shares", "Where tokens leave", f"Share of {source} that leave at each exit, by threshold.", draw)
 
 
@@ -256,29 +274,37 @@ def _line(axes: Axes, curve: Curve, style: dict[str, Any]) -> None:
     axes.plot(curve.steps, curve.values, markevery=spacing, markersize=4.5, **style)
 
 
-def _name_points(axes: Axes, ink: Ink, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write names beside points; points that (nearly) coincide share one label."""
-    width = max(point[0] for point in points) - min(point[0] for point in points) or 1.0
-    height = max(point[1] for point in points) - min(point[1] for point in points) or 1.0
-    groups: list[list[tuple[float, float, str]]] = []
+def _span(points: Sequence[Point]) -> tuple[float, float]:
+    """Width and height of what is drawn."""
+    xs, ys = [point[0] for point in points], [point[1] for point in points]
+    return max(xs) - min(xs), max(ys) - min(ys)
+
+
+def _name_points(axes: Axes, ink: Ink, points: Sequence[Point], span: tuple[float, float] | None = None) -> None:
+    """Write names above points, beside them where they stand upon each other; points that (nearly) coincide share one.
+
+    `span`: that of all points in the plot, where these are not all.
+    """
+    width, height = (extent or 1.0 for extent in span or _span(points))
+    upright = len(points) > 1 and _span(points)[0] < NEAR * width
+    groups: list[list[Point]] = []
     for point in sorted(points):
         last = groups[-1][-1] if groups else (math.inf, math.inf, "")
-        if abs(point[0] - last[0]) < 0.04 * width and abs(point[1] - last[1]) < 0.12 * height:
+        if abs(point[0] - last[0]) < NEAR * width and abs(point[1] - last[1]) < (0.06 if upright else 0.12) * height:
             groups[-1].append(point)
         else:
             groups.append([point])
     for group in groups:
-        text = ", ".join(name for _, _, name in group)
-        axes.annotate(
-            text,
-            max(group, key=lambda point: point[1])[:2],
-            xytext=(0, 7),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-            color=ink.text,
-            zorder=5,
-        )
+        x, y, _ = group[len(group) // 2] if upright else max(group, key=lambda point: point[1])
+        _name_point(axes, ink, (x, y, ", ".join(name for _, _, name in group)), "right" if upright else "above")
+
+
+def _name_point(axes: Axes, ink: Ink, point: Point, where: Literal["above", "left", "right"]) -> None:
+    offset, align = {"above": ((0, 7), "center"), "left": ((-8, 5), "right"), "right": ((8, -3), "left")}[where]
+    name, place = point[2], point[:2]
+    axes.annotate(
+        name, place, xytext=offset, textcoords="offset points", ha=align, fontsize=8, color=ink.text, zorder=5
+    )  # fmt: skip
 
 
 def _frame(axes: Axes, ink: Ink) -> None:

@@ -12,7 +12,7 @@ from eellm.metrics.names import FINAL, TOKENS_PER_SECOND
 from eellm.report import page_sample, page_style, page_tables
 from eellm.report.figures import Plot, plots, save_figures
 from eellm.report.inline_svg import inline_svg
-from eellm.report.number_text import MISSING, TIMES, count, fixed, percent, threshold
+from eellm.report.number_text import MISSING, TIMES, count, fixed, percent
 from eellm.report.run_record import RunRecord, load_run
 from eellm.report.setup import Setup, read_setup
 from eellm.report.words import (
@@ -20,6 +20,7 @@ from eellm.report.words import (
     layout_words,
     outlook_words,
     run_words,
+    setting_words,
     setup_words,
     speed_words,
     title_words,
@@ -39,12 +40,12 @@ FILES = {
     "speed_quality.csv": "speed against quality",
     "generations.jsonl": "generated texts, token by token",
     "checkpoints": "weights and optimizer state",
-    "figures": "the figures as PNG files",
+    "figures": "the figures as PNG and SVG files",
 }
 
 
 def build_report(run_dir: Path) -> Path:
-    """Write `report.html`, and the figures as PNGs under `figures/`, from what a run directory holds."""
+    """Write `report.html`, and the figures as PNG and SVG under `figures/`, from what a run directory holds."""
     record = load_run(run_dir)
     save_figures(record, run_dir / "figures")
     path = run_dir / "report.html"
@@ -116,7 +117,7 @@ def _tiles(record: RunRecord) -> str:
         best = max(rated, key=lambda row: float(str(row["speedup"])))
         same = f", {percent(best['agreement'])} of tokens the same" if best.get("agreement") is not None else ""
         tiles.append(
-            (f"{fixed(best['speedup'], 2)}{TIMES}", f"speed of full depth at threshold {threshold(best.get('threshold'))}{same}")
+            (f"{fixed(best['speedup'], 2)}{TIMES}", f"speed of full depth at threshold {setting_words(best, record)}{same}")
         )
     speeds = record.curve(TOKENS_PER_SECOND).values
     if speeds:

@@ -51,12 +51,20 @@ def speed_table(record: RunRecord) -> str:
     heads = heads_with_shares(record.speed_quality)
     several = len({row.get("policy") for row in record.early_exit}) > 1
     with_accuracy = any(row.get("accuracy") is not None for row in record.speed_quality)
-    columns = ["threshold", *(["policy"] if several else []), "tokens/s", "speedup", "same as full depth"]
+    columns = [
+        *(["decoding"] if record.names_modes else []),
+        "threshold",
+        *(["policy"] if several else []),
+        "tokens/s",
+        "speedup",
+        "same as full depth",
+    ]
     columns += [*(["accuracy"] if with_accuracy else []), "mean layers", *map(dotted, heads)]
     rows = []
     for row in record.speed_quality:
         full = row.get("decoding") == "full"
         cells = [
+            *([escape("full" if full else str(row.get("decoding")))] if record.names_modes else []),
             "full depth" if full else threshold(row.get("threshold")),
             *([escape(str(row.get("policy")))] if several else []),
             fixed(row.get("tokens_per_second"), 1),

@@ -18,6 +18,7 @@ LIGHTNESS = {"light": (0.72, 0.42), "dark": (0.86, 0.62), "terminal": (0.76, 0.5
 """Lightness of the earliest and the latest exit; a terminal may be light or dark, so it gets the middle."""
 HUE = (75.0, -70.0)
 CHROMA = 0.155
+MODES = ("#0072b2", "#d55e00", "#009e73")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,12 @@ def paper_ink(heads: Sequence[str]) -> Ink:
     colours = exit_colours(sum(head != FINAL for head in heads), "light")
     named = dict(zip([head for head in heads if head != FINAL], colours, strict=True))
     return Ink(heads={**named, FINAL: "#1c1c1e"}, text="#1c1c1e", muted="#6e6e73", grid="#e3e3e1", background="#ffffff")
+
+
+def mode_colour(index: int, ink: Ink) -> str:
+    """Colour of the n-th mode of decoding in a figure: the text's own, then hues that differ for all kinds of sight
+    (Okabe and Ito's blue, vermilion and green) and are legible on light and dark."""
+    return [ink.text, *MODES][index % (1 + len(MODES))]
 
 
 def oklch(lightness: float, chroma: float, hue: float) -> str:

@@ -111,6 +111,23 @@ class RunRecord:
         """The other rows of speed_quality.csv."""
         return [row for row in self.speed_quality if row.get("decoding") != "full"]
 
+    @property
+    def compared(self) -> list[str]:
+        """Modes of decoding that speed_quality.csv sets against full depth, in the table's order."""
+        return list(dict.fromkeys(str(row["decoding"]) for row in self.early_exit))
+
+    @property
+    def names_modes(self) -> bool:
+        """Whether tables have to say how a row was decoded: `catch_up` alone is what early exit means unless said."""
+        return self.compared not in ([], ["catch_up"])
+
+    @property
+    def leaving(self) -> TableRows:
+        """Rows of one mode whose tokens leave early: where they leave is the policy's doing, not the mode's, and what
+        exits only draft, the final head emits."""
+        mode = next((mode for mode in self.compared if mode != "self_speculative"), None)
+        return [row for row in self.early_exit if row["decoding"] == mode]
+
     def layer_of(self, head: str) -> int | None:
         """Layers that a head's token has passed."""
         return self.num_layers if head == FINAL else int(head.removeprefix("exit_"))

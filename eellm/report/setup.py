@@ -20,6 +20,7 @@ from eellm.model.spec import (
     build_spec,
     head_parameters,
     layer_parameters,
+    parameters,
     plan_stages,
 )
 from eellm.report.run_record import RunRecord
@@ -36,12 +37,7 @@ class Setup:
 
     @property
     def parameters(self) -> int:
-        """Weights of all matrices; norms and biases are not counted."""
-        spec = self.spec
-        matrix = spec.padded_vocab_size * spec.hidden_size
-        bodies = sum(head_parameters(spec, exit_) - matrix for exit_ in spec.exits)
-        own_outputs = sum(not exit_.tie_output for exit_ in spec.exits) + (not spec.tie_embeddings)
-        return spec.num_layers * layer_parameters(spec) + bodies + (1 + own_outputs) * matrix
+        return parameters(self.spec)
 
     @property
     def asked_exits(self) -> list[ExitSpec]:

@@ -36,11 +36,7 @@ def print_report(run_dir: Path, console: Console | None = None) -> None:
         console.print(exits_table(record))
         console.print(EXITS_NOTE, style="dim")
         console.print()
-    if record.speed_quality:
-        for table in speed_tables(record):
-            console.print(table)
-        console.print(SPEED_NOTE, style="dim")
-        console.print()
+    print_speed(record, console)
     for paragraph in summary_words(record, read_setup(record)):
         console.print(Text(paragraph), width=min(READING_WIDTH, console.width))
         console.print()
@@ -51,6 +47,15 @@ def print_report(run_dir: Path, console: Console | None = None) -> None:
         console.print(legend(record, sample))
         console.print()
     console.print(location_line(run_dir), soft_wrap=True)
+
+
+def print_speed(record: RunRecord, console: Console) -> None:
+    """The tables of speed against quality, if there are any."""
+    if record.speed_quality:
+        for table in speed_tables(record):
+            console.print(table)
+        console.print(SPEED_NOTE, style="dim")
+        console.print()
 
 
 def exits_table(record: RunRecord) -> Table:
@@ -78,11 +83,12 @@ def speed_tables(record: RunRecord) -> list[Table]:
     heads = shared_heads(record.speed_quality)
     table = _table("Speed against quality")
     several = len({row.get("policy") for row in record.early_exit}) > 1
-    if several:
-        table.add_column("policy", no_wrap=True)
+    for column, shown in (("decoding", record.names_modes), ("policy", several)):
+        if shown:
+            table.add_column(column, no_wrap=True)
     for column in ("threshold", "tokens/s", "speedup", "same", "layers"):
         table.add_column(column, justify="right", no_wrap=True)
-    beside = heads if len(heads) <= MOST_SHARE_COLUMNS - 2 * several else []
+    beside = heads if len(heads) <= MOST_SHARE_COLUMNS - 2 * several - 3 * record.names_modes else []
     for head in beside:
         table.add_column(short_name(head), justify="right", no_wrap=True, header_style=_header(record, head))
     for row in record.speed_quality:
@@ -93,20 +99,23 @@ def speed_tables(record: RunRecord) -> list[Table]:
             percent(row.get("agreement")),
             fixed(row.get("mean_layers"), 1),
         ]
-        policy = [MISSING if row.get("decoding") == "full" else str(row.get("policy"))] if several else []
-        table.add_row(*policy, *numbers, *(_share(row, head) for head in beside))
+        full = row.get("decoding") == "full"
+        mode = [MISSING if full else str(row.get("decoding"))] if record.names_modes else []
+        policy = [MISSING if full else str(row.get("policy"))] if several else []
+        table.add_row(*mode, *policy, *numbers, *(_share(row, head) for head in beside))
     return [table] if beside else [table, _shares_table(record, heads)]
 
 
 def _shares_table(record: RunRecord, heads: list[str]) -> Table:
     table = _table("Share of tokens per exit, %")
     table.add_column("threshold", no_wrap=True)
-    for row in record.speed_quality:
+    rows = [row for row in record.speed_quality if row.get("decoding") == "full"] + record.leaving
+    for row in rows:
         full = row.get("decoding") == "full"
         table.add_column("full" if full else threshold(row.get("threshold")), justify="right", no_wrap=True)
     styles = head_styles(record)
     for head in heads:
-        table.add_row(Text(head, styles.get(head, Style())), *(_share(row, head) for row in record.speed_quality))
+        table.add_row(Text(head, styles.get(head, Style())), *(_share(row, head) for row in rows))
     return table
 
 

@@ -123,12 +123,12 @@ def speed_words(record: RunRecord, setup: Setup | None) -> list[str]:
     best = max(measured, key=lambda row: _value(row, "speedup"))
     if _value(best, "speedup") < FASTER:
         sentence = (
-            f"Early exit does not pay at the thresholds measured here: the fastest ({threshold(best.get('threshold'))}) runs at "
+            f"Early exit does not pay at the thresholds measured here: the fastest ({setting_words(best, record)}) runs at "
             f"{fixed(best['speedup'], 2)} times the speed of full depth{_depth_clause(best, record)}."
         )
         return [sentence, *_unsure_words(measured), *_cost_words(setup)]
     sentences = [
-        f"At threshold {threshold(best.get('threshold'))} decoding is {fixed(best['speedup'], 2)} times as fast as at full "
+        f"At threshold {setting_words(best, record)} decoding is {fixed(best['speedup'], 2)} times as fast as at full "
         f"depth{_depth_clause(best, record)}{_agreement_clause(best)}."
     ]
     faithful = _fastest_faithful(measured)
@@ -142,9 +142,15 @@ def speed_words(record: RunRecord, setup: Setup | None) -> list[str]:
     else:
         sentences.append(
             f"Keeping at least {percent(FAITHFUL)} of the tokens as they are, the best is {fixed(faithful['speedup'], 2)} times "
-            f"(threshold {threshold(faithful.get('threshold'))}): there early exit pays."
+            f"(threshold {setting_words(faithful, record)}): there early exit pays."
         )
     return sentences
+
+
+def setting_words(row: dict[str, Cell], record: RunRecord) -> str:
+    """The threshold of a row of speed_quality.csv, and the mode where several were measured."""
+    mode = f", {row['decoding']}" if record.names_modes else ""
+    return f"{threshold(row.get('threshold'))}{mode}"
 
 
 def _fastest_faithful(rows: TableRows) -> dict[str, Cell] | None:
@@ -177,7 +183,8 @@ def _cost_words(setup: Setup | None) -> list[str]:
 
 
 def _unsure_words(rows: TableRows) -> list[str]:
-    """Said when thresholds were never met, which no number in the sentence before shows."""
+    """Said when thresholds were never met, which no number in the sentence before shows; drafts are not told apart."""
+    rows = [row for row in rows if row.get("decoding") != "self_speculative"]
     left = [1 - share for row in rows if (share := _number(row.get(share_column(FINAL)))) is not None]
     if not left or max(left) >= HARDLY_ANY:
         return []

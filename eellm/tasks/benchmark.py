@@ -1,19 +1,37 @@
-"""`task=benchmark`: what exits cost, as ratios measured side by side in one run; writes benchmark.csv."""
+"""`task=benchmark`: what exits cost in training and gain in decoding, as ratios measured side by side in one run; writes
+benchmark.csv, and for decoding speed_quality.csv with its figures."""
 
 from __future__ import annotations
 
 import sys
 
+import torch
+
 from eellm.benchmark.figure import Figure, layout_name
-from eellm.config.schema import Config
+from eellm.config.schema import Config, ExitPolicyConfig
+from eellm.data.corpus import Corpus
 from eellm.data.tokenizer_files import load_tokenizer
+from eellm.decoding.benchmark import speed_against_quality, swept
+from eellm.decoding.policy import build_policy
+from eellm.engine.chunks import ChunkOptions, build_chunks
 from eellm.mcore.groups import Groups
+from eellm.metrics.tables import TableRow
+from eellm.model.spec import ModelSpec
+from eellm.model.stage import Stage
+from eellm.tasks import evaluate
+from eellm.tasks.comparison import NUM_PROMPTS, PROMPT_TOKENS, held_out_prompts
 from eellm.tasks.context import TaskContext
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
+from eellm.tasks.trained import load_trained, trained_tokenizer
+
+SWEEP_REPEATS = 1
+"""Of speed against quality, whose many settings take the most time; what counts of it is in benchmark.csv, with intervals."""
 
 
 def prepare(context: TaskContext) -> None:
-    """Nothing: the tokens are random, so no corpus is needed."""
+    """A trained model reads its own held-out text; for random weights, tokens are random and no corpus is needed."""
+    if context.config.checkpoint is not None:
+        evaluate.prepare(context)
 
 
 def run(context: TaskContext) -> dict[str, float]:
@@ -21,24 +39,81 @@ def run(context: TaskContext) -> dict[str, float]:
     with process_group(config) as device, recording(context) as (recorder, final):
         plan = Plan.of(config, vocab_size(config))
         with groups_of(plan, device, config.seed) as groups:
-            figures = measured(config, plan, groups)
+            if config.benchmark.name == "decoding":
+                figures, rows = measured_decoding(context, plan, groups)
+                if rows:
+                    recorder.table("speed_quality", rows)
+            else:
+                figures = measured_training(config, plan, groups)
         name = layout_name(plan.layout)
         recorder.table("benchmark", [figure.row(name) for figure in figures])
-        final |= {figure.metric: figure.value for figure in figures}
+        final |= {figure.metric: figure.value for figure in figures if figure.value is not None}
     if is_main_rank():
-        show(context, f"{config.benchmark.name}, {name}, {config.benchmark.pairs} pairs", figures)
+        title = f"{config.benchmark.name}, {name}, {config.precision.dtype}, {config.benchmark.pairs} pairs"
+        show(context, title + exit_words(config, plan.spec), figures)
     return final
 
 
-def measured(config: Config, plan: Plan, groups: Groups) -> list[Figure]:
+def exit_words(config: Config, spec: ModelSpec) -> str:
+    """How tokens left early in the figures, for the title."""
+    if config.benchmark.name != "decoding" or not spec.exits:
+        return ""
+    policy = timed_policy(config, spec)
+    return f", exits by {policy.kind} {policy.layer if policy.kind == 'fixed_layer' else policy.threshold}"
+
+
+def measured_training(config: Config, plan: Plan, groups: Groups) -> list[Figure]:
     from eellm.benchmark.training import training_figures
     from eellm.benchmark.variants import build_variants
 
     return training_figures(build_variants(config, plan.spec, plan.stages, groups), config.benchmark)
 
 
+def measured_decoding(context: TaskContext, plan: Plan, groups: Groups) -> tuple[list[Figure], list[TableRow]]:
+    """Figures, and speed against quality over all modes and thresholds; over several stages, figures of the pipeline."""
+    from eellm.benchmark.decoding import Subject, decoding_figures, modes_on
+    from eellm.benchmark.generating import prepared_clock
+    from eellm.benchmark.paired_timing import CriticalPath
+    from eellm.benchmark.stages import stage_figures, works_over
+
+    config, options = context.config, context.config.benchmark
+    greedy = config.decoding.model_copy(update={"temperature": 0.0})
+    policy = build_policy(timed_policy(config, plan.spec), plan.spec)
+    stage, prompts = model_and_prompts(context, plan, groups)
+    if plan.layout.pp > 1:
+        works = works_over(stage, policy, greedy, groups, prompts)
+        return stage_figures(works, greedy.max_new_tokens, CriticalPath(groups.device), options), []
+    modes = modes_on(options.decodings, policy)
+    subject = Subject(stage, prompts, policy, modes, config.precision.dtype, greedy, options)
+    figures = decoding_figures(subject, prepared_clock(CriticalPath(groups.device)))
+    settings = swept(modes, greedy, config.exit_policy, options.thresholds, plan.spec)
+    return figures, speed_against_quality(stage, prompts[:NUM_PROMPTS], settings, greedy, SWEEP_REPEATS)
+
+
+def timed_policy(config: Config, spec: ModelSpec) -> ExitPolicyConfig:
+    """The config's policy; random weights are never sure of anything, so they exit in the middle of their exits."""
+    policy = config.exit_policy
+    active = spec.exit_layers if policy.active is None else policy.active
+    if config.checkpoint is not None or policy.kind in ("fixed_layer", "never") or not active:
+        return policy
+    return policy.model_copy(update={"kind": "fixed_layer", "layer": active[len(active) // 2]})
+
+
+def model_and_prompts(context: TaskContext, plan: Plan, groups: Groups) -> tuple[Stage, list[list[int]]]:
+    """As many prompts as the largest batch, fewer where less text is held out."""
+    config, most = context.config, max([NUM_PROMPTS, *context.config.benchmark.batches])
+    if config.checkpoint is not None:
+        return load_trained(config, plan, groups).stages[0], held_out_prompts(Corpus.load(context.run.corpus), most)
+    options = ChunkOptions(config.precision.dtype, config.seed, trainable=False)
+    generator = torch.Generator().manual_seed(config.seed)
+    prompts = torch.randint(plan.spec.vocab_size, (most, PROMPT_TOKENS), generator=generator)
+    return build_chunks(plan.spec, plan.stages, groups, options).stages[0].eval(), prompts.tolist()
+
+
 def vocab_size(config: Config) -> int:
     """The tokenizer's size without a tokenizer where it is to be trained."""
+    if config.checkpoint is not None:
+        return trained_tokenizer(config).vocab_size
     tokenizer = config.tokenizer
     if tokenizer.kind == "byte_bpe":
         assert tokenizer.vocab_size is not None, "checked with the config"
@@ -50,11 +125,18 @@ def vocab_size(config: Config) -> int:
 def show(context: TaskContext, title: str, figures: list[Figure]) -> None:
     from rich.console import Console
 
-    from eellm.benchmark.table import NOTE, figures_table
-    from eellm.report.terminal import location_line
+    from eellm.benchmark.table import figures_table, notes
+    from eellm.report.figures import save_figures
+    from eellm.report.run_record import load_run
+    from eellm.report.terminal import location_line, print_speed
 
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(figures_table(f"Benchmark: {title}", figures))
-    console.print(NOTE, style="dim")
+    for note in notes(figures):
+        console.print(note, style="dim")
     console.print()
+    record = load_run(context.run_dir)
+    if record.speed_quality:
+        save_figures(record, context.run_dir / "figures")
+        print_speed(record, console)
     console.print(location_line(context.run_dir), soft_wrap=True)

@@ -1,4 +1,5 @@
-"""`task=evaluate`: quality of every exit on held-out text, and the trade-off at every threshold, from one pass."""
+"""`task=evaluate`: quality of every exit on held-out text, and the trade-off at every threshold, from one pass; then modes
+of decoding side by side."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from eellm.config.schema import Config
 from eellm.data.batch import GlobalBatch
 from eellm.data.batches import loader, validation_batches
 from eellm.data.corpus import Corpus, prepare_corpus
@@ -17,6 +19,7 @@ from eellm.mcore.groups import Groups
 from eellm.metrics.recorder import Recorder
 from eellm.model.objective import ObjectiveOptions
 from eellm.model.spec import ModelSpec
+from eellm.tasks.comparison import best_faithful, compared_modes, on_one_rank
 from eellm.tasks.context import TaskContext
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
 from eellm.tasks.trained import load_trained, with_trained_tokenizer
@@ -30,8 +33,16 @@ def prepare(context: TaskContext) -> None:
 
 
 def run(context: TaskContext) -> dict[str, float]:
-    with process_group(context.config) as device, recording(context) as (recorder, final):
-        final |= evaluate_exits(context, recorder, device)
+    config = context.config
+    compares = bool(config.evaluation.compared_modes(config.decoding.mode))
+    with recording(context) as (recorder, final):
+        with process_group(config) as device:
+            final |= evaluate_exits(context, recorder, device)
+            if compares and decodes_together(config):
+                final |= compare_modes(context, recorder, device)
+        if compares and not decodes_together(config) and is_main_rank():
+            with process_group(config, alone=True) as device:
+                final |= compare_modes(context, recorder, device)
     if is_main_rank():
         from eellm.report.html import build_report
         from eellm.report.terminal import print_report
@@ -48,6 +59,23 @@ def evaluate_exits(context: TaskContext, recorder: Recorder, device: torch.devic
     recorder.table("trade_off", result.trade_off)
     recorder.table("reliability", result.reliability)
     return result.scalars()
+
+
+def decodes_together(config: Config) -> bool:
+    """Whether the run's ranks can decode as they are; else the main rank does it alone, with the whole model."""
+    parallel = config.parallel
+    return parallel.pp == parallel.vp == parallel.dp == 1 and not parallel.sequence_parallel
+
+
+def compare_modes(context: TaskContext, recorder: Recorder, device: torch.device) -> dict[str, float]:
+    """Decode held-out prompts; writes speed_quality.csv, returns the scalars of its best row."""
+    config, corpus = context.config, Corpus.load(context.run.corpus)
+    config = config if decodes_together(config) else on_one_rank(config)
+    plan = Plan.of(config, corpus.vocab_size)
+    with groups_of(plan, device, config.seed) as groups:
+        rows = compared_modes(config, load_trained(config, plan, groups).stages[0], corpus)
+    recorder.table("speed_quality", rows)
+    return best_faithful(rows)
 
 
 def on_held_out_text(

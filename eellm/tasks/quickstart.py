@@ -6,18 +6,16 @@ import torch
 
 from eellm.config.schema import Config
 from eellm.data.corpus import Corpus
-from eellm.decoding.benchmark import speed_against_quality
-from eellm.metrics import names
 from eellm.metrics.recorder import Recorder
 from eellm.metrics.tables import TableRow
 from eellm.tasks import train as train_task
+from eellm.tasks.comparison import best_faithful, compared_modes, on_one_rank
 from eellm.tasks.context import TaskContext
 from eellm.tasks.evaluate import evaluate_exits
 from eellm.tasks.generate import continue_prompts, write_generations
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
 from eellm.tasks.trained import load_trained
 
-NUM_PROMPTS, PROMPT_TOKENS = 4, 48
 SAMPLE_AGREEMENT = 0.9
 
 prepare = train_task.prepare
@@ -43,9 +41,7 @@ def decode(context: TaskContext, recorder: Recorder, device: torch.device) -> di
     plan = Plan.of(config, corpus.vocab_size)
     with groups_of(plan, device, config.seed) as groups:
         stage = load_trained(config, plan, groups).stages[0]
-        rows = speed_against_quality(
-            stage, held_out_prompts(corpus), config.decoding, config.exit_policy, config.evaluation.speed_thresholds
-        )
+        rows = compared_modes(config, stage, corpus)
         exiting = with_policy(alone, {"threshold": sample_threshold(rows, config)})
         full = with_policy(alone, {"kind": "never"})
         write_generations(alone, [*continue_prompts(exiting, stage), *continue_prompts(full, stage)])
@@ -62,31 +58,6 @@ def sample_threshold(rows: list[TableRow], config: Config) -> object:
     """The lowest threshold measured that keeps most of full depth's tokens: a model this small is rarely sure of itself."""
     faithful = [row["threshold"] for row in rows[1:] if float(str(row["agreement"])) >= SAMPLE_AGREEMENT]
     return min(faithful, key=lambda threshold: float(str(threshold)), default=config.exit_policy.threshold)
-
-
-def on_one_rank(config: Config) -> Config:
-    single = {"tp": 1, "pp": 1, "vp": 1, "dp": 1, "sequence_parallel": False, "layers_per_stage": None}
-    return config.model_copy(update={"parallel": config.parallel.model_copy(update=single)})
-
-
-def held_out_prompts(corpus: Corpus) -> list[list[int]]:
-    """Beginnings of held-out windows, spread over the held-out text."""
-    windows = corpus.open("validation")
-    count = min(NUM_PROMPTS, len(windows))
-    return [windows[index * len(windows) // count]["tokens"][:PROMPT_TOKENS].tolist() for index in range(count)]
-
-
-def best_faithful(rows: list[TableRow]) -> dict[str, float]:
-    """The fastest setting that keeps at least 95 % of full depth's tokens; full depth itself is one."""
-    columns = {
-        names.GENERATE_TOKENS_PER_SECOND: "tokens_per_second",
-        names.GENERATE_SPEEDUP: "speedup",
-        names.GENERATE_AGREEMENT: "agreement",
-        names.GENERATE_MEAN_LAYERS: "mean_layers",
-    }
-    settings = [{name: float(str(row[column])) for name, column in columns.items()} for row in rows]
-    faithful = [setting for setting in settings if setting[names.GENERATE_AGREEMENT] >= 0.95]
-    return max(faithful, key=lambda setting: setting[names.GENERATE_SPEEDUP])
 
 
 def _report(context: TaskContext, recorder: Recorder) -> None:

@@ -1,15 +1,17 @@
 """Make the model that comes with eellm out of a run of `experiment=reference_model`: its last weights, in bf16, and nothing else.
 
-    python experiments/reference_model/pack.py outputs/train/reference_model/<time>
+python experiments/reference_model/pack.py outputs/train/reference_model/<time>
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
-from pathlib import Path
 
-from eellm.config.compose import from_yaml, to_yaml
+import yaml
+
+from eellm.config.compose import compose
+from eellm.config.saved_run import saved_values
 from eellm.data.tokenizer_files import load_tokenizer
 from eellm.mcore.checkpoint import model_state
 from eellm.mcore.checkpoint_writer import CheckpointWriter
@@ -24,21 +26,19 @@ ELSEWHERE = "~/.cache/eellm"
 
 def main(given: str) -> None:
     run, step = whole_checkpoint("checkpoint", given)
-    config = from_yaml(run.config.read_text(encoding="utf-8"))
-    single = config.parallel.model_copy(update={"dp": 1})
-    half = config.precision.model_copy(update={"dtype": "bf16"})
-    reader = config.model_copy(update={"checkpoint": str(step), "parallel": single, "precision": half})
+    config = compose(["task=evaluate", f"checkpoint={step}", "precision=bf16"])
     target = RunDirectory(reference_run())
     shutil.rmtree(target.path, ignore_errors=True)
     target.checkpoints.mkdir(parents=True)
-    plan = Plan.of(reader, load_tokenizer(run.tokenizer, None).vocab_size)
-    with process_group(reader, alone=True) as device, groups_of(plan, device, config.seed) as groups:
-        stages = load_trained(reader, plan, groups).stages
+    plan = Plan.of(config, load_tokenizer(run.tokenizer, None).vocab_size)
+    with process_group(config, alone=True) as device, groups_of(plan, device, config.seed) as groups:
+        stages = load_trained(config, plan, groups).stages
         CheckpointWriter().save(target.checkpoints / step.name, model_state(stages))
     target.keep_tokenizer(run.tokenizer)
-    data = config.data.model_copy(update={"cache_dir": ELSEWHERE})
-    target.config.write_text(to_yaml(config.model_copy(update={"data": data})), encoding="utf-8")
-    size = sum(path.stat().st_size for path in Path(target.path).rglob("*") if path.is_file())
+    values = saved_values(given)
+    values["data"]["cache_dir"] = ELSEWHERE
+    target.config.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    size = sum(path.stat().st_size for path in target.path.rglob("*") if path.is_file())
     print(f"{target.path}: {size / 1e6:.1f} MB")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import re
 import time
@@ -16,7 +17,7 @@ from eellm.tasks import benchmark
 from tests.benchmark.models import TINY
 from tests.tasks.test_tasks import command
 
-COLUMNS = ["name", "layout", "value", "unit", "median", "low", "high", "target", "meets"]
+COLUMNS = ["name", "layout", "value", "unit", "median", "low", "high", "target", "bound", "meets", "note"]
 
 
 @pytest.mark.slow
@@ -44,6 +45,36 @@ def test_two_pairs_end_to_end(layout: str, tmp_path: Path) -> None:
     assert metrics == {f"benchmark/{name}": pytest.approx(float(row["value"])) for name, row in rows.items()}
     assert max(map(len, printed.splitlines()[:-1])) <= 100
     assert re.search(r"difference / exits alone .* ≤ 1\.050 +(yes|no)", printed)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_decoding_with_random_weights_end_to_end(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    model = [override for override in TINY if override.startswith(("model", "exits", "device", "tokenizer"))]
+    overrides = ["benchmark.pairs=2", "decoding.max_new_tokens=6", "benchmark.thresholds=[0.2,1.0]", "benchmark.batches=[1,3]"]
+    printed = command("task=benchmark", "benchmark=decoding", *model, *overrides, f"hydra.run.dir={run}").stdout
+    with (run / "benchmark.csv").open() as file:
+        reader = csv.DictReader(file)
+        rows = {row["name"]: row for row in reader}
+    assert reader.fieldnames == COLUMNS
+    assert {"full/of_products", "catch_up/of_bound", "batch_1/full", "batch_3/self_speculative"} <= set(rows)
+    assert (rows["self_speculative/differing"]["value"], rows["self_speculative/differing"]["meets"]) == ("0.0", "True")
+    assert rows["full/over_transformers"]["target"] == "1.5"
+    assert ("not run: transformers is not installed" in printed) == (importlib.util.find_spec("transformers") is None)
+    with (run / "speed_quality.csv").open() as file:
+        table = list(csv.DictReader(file))
+    shares = ["share_exit_01", "share_exit_02", "share_exit_03", "share_final"]
+    measured = ["tokens_per_second", "speedup", "agreement", "accuracy", "mean_layers"]
+    assert list(table[0]) == ["decoding", "policy", "threshold", *measured, *shares]
+    modes = [(mode, threshold) for mode in ("catch_up", "kv_recompute", "self_speculative") for threshold in ("0.2", "1.0")]
+    assert [(row["decoding"], row["threshold"]) for row in table] == [("full", ""), *modes]
+    assert {row["agreement"] for row in table if row["decoding"] in ("full", "self_speculative")} == {"1.0"}
+    assert (run / "figures" / "speed_quality.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "figures" / "speed_quality.svg").is_file()
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines()[:-1])) <= 100
+    assert re.search(r"full depth / products .* ≥ 0\.800 +(yes|no)", printed)
 
 
 @pytest.mark.parametrize("override", ["exits=none", "checkpoint=outputs/train/default/2026-01-31_12-00-00"])

@@ -19,6 +19,7 @@ TRAIN = "task=train"
 EVALUATE = ["task=evaluate", "checkpoint=RUN"]
 GENERATE = ["task=generate", "checkpoint=RUN"]
 CALIBRATE = ["task=calibrate", "checkpoint=RUN"]
+DECODING = ["task=benchmark", "benchmark=decoding"]
 BATCH = ["data.micro_batch_size=8", "data.global_batch_size=16"]
 
 RAMP_UP = "data.ramp_up={{start:{},increment:{},samples:{}}}"
@@ -203,7 +204,31 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     (["decoding=self_speculative", "decoding.max_pending=4"], {"decoding.max_pending"}),
     (["decoding=kv_recompute", "decoding.draft_length=4"], {"decoding.draft_length"}),
     (["exit_policy.layer=4"], {"exit_policy.layer"}),
-    ([*EVALUATE, "evaluation.speed_thresholds=[0.5]"], {"evaluation.speed_thresholds"}),
+    # comparing modes of decoding
+    (
+        [*EVALUATE, "decoding=full", "evaluation.speed_thresholds=[0.5]", "exit_policy=margin", "decoding.max_new_tokens=8"],
+        {"evaluation.speed_thresholds", "exit_policy", "decoding.max_new_tokens"},
+    ),
+    ([*EVALUATE, "evaluation.decodings=[full]", "exit_policy=margin"], {"exit_policy"}),
+    ([*EVALUATE, "evaluation.decodings=[catch_up]", "decoding=self_speculative"], {"decoding"}),
+    ([*EVALUATE, "exit_policy.threshold=0.5", "decoding.prompts=[a]"], {"exit_policy.threshold", "decoding.prompts"}),
+    ([*EVALUATE, "evaluation.decodings=[catch_up]", "decoding.draft_length=2"], {"decoding.draft_length"}),
+    ([*EVALUATE, "evaluation.decodings=[catchup]"], {"evaluation.decodings[0]"}),
+    # benchmarks
+    (["task=benchmark", "exits=none"], {"exits.layers"}),
+    (["task=benchmark", "checkpoint=RUN"], {"checkpoint"}),
+    (["task=benchmark", "benchmark.batches=[2]", "decoding.max_new_tokens=8"], {"benchmark.batches", "decoding.max_new_tokens"}),
+    (
+        [*DECODING, "loss_weights=warmup", "trainer.recompute=full", "benchmark.in_flight=3", "data.micro_batch_size=3"],
+        {"loss_weights", "trainer.recompute", "benchmark.in_flight", "data.micro_batch_size"},
+    ),
+    ([*DECODING, "decoding=full", "decoding.top_k=3"], {"decoding", "decoding.top_k"}),
+    ([*DECODING, "benchmark.decodings=[catch_up]", "decoding.draft_length=2"], {"decoding.draft_length"}),
+    ([*DECODING, "exit_policy.threshold=0.5"], {"exit_policy.threshold"}),
+    ([*DECODING, "checkpoint=RUN", "model.num_layers=8", "exits=none"], {"model.num_layers", "exits"}),
+    ([*DECODING, "parallel=pp2"], {"parallel.pp"}),
+    ([*DECODING, "parallel=dp2"], {"parallel.dp"}),
+    ([*DECODING, "decoding.max_new_tokens=1"], {"decoding.max_new_tokens"}),
     # resuming
     ([TRAIN, "resume=RUN", "model.num_layers=8", "exits=none", "seed=2"], {"model.num_layers", "exits", "seed"}),
     ([TRAIN, "resume=RUN", "data.sequence_length=32"], {"data.sequence_length"}),
@@ -235,6 +260,12 @@ FINE: list[list[str]] = [
     [*GENERATE, "decoding=self_speculative", "decoding.draft_length=auto", "decoding.max_batch=3"],
     [*GENERATE, "decoding=self_speculative", "decoding.draft_length=0", "decoding.max_tokens=64"],
     [*GENERATE, "decoding=kv_recompute", "decoding.max_pending=2"],
+    [*EVALUATE, "decoding=self_speculative", "decoding.draft_length=2", "evaluation.speed_thresholds=[0.5]"],
+    [*EVALUATE, "evaluation.decodings=[catch_up,self_speculative]", "decoding.draft_length=2", "exit_policy=margin"],
+    [*EVALUATE, "decoding=full", "parallel=pp2"],
+    [*DECODING, "exits=none", "parallel=tp2"],
+    [*DECODING, "decoding.draft_length=2", "decoding.max_pending=4", "exit_policy=fixed_layer", "exit_policy.layer=6"],
+    [*DECODING, "checkpoint=RUN", "exit_policy.threshold=0.5", "benchmark.batches=[2]", "benchmark.thresholds=[0.5]"],
     [TRAIN, "resume=auto"],
     [TRAIN, "data.global_batch_size=32", "parallel=pp2_vp2", RAMP_UP.format(8, 24, 10)],
     [TRAIN, "resume=RUN", "trainer.max_steps=9", "parallel=pp2"],

@@ -7,7 +7,10 @@ from collections import Counter
 import pytest
 
 from eellm.config.schema import DecodingConfig, ExitPolicyConfig
-from eellm.decoding.benchmark import speed_against_quality
+from eellm.decoding.benchmark import following, speed_against_quality, swept
+from eellm.decoding.continuation import Request
+from eellm.decoding.decoder import Decoder, DecoderOptions
+from eellm.decoding.policy import never_exit
 from eellm.metrics.tables import TableRow
 from eellm.model.spec import ModelSpec
 from tests import workers
@@ -20,8 +23,8 @@ PROMPTS = [(5, 17, 3), (42, 8, 1, 30, 2), (60,)]
 THRESHOLDS = [1.5, 0.5, 0.0]
 
 
-def table(rank: int, spec_: ModelSpec) -> list[TableRow]:
-    decoding = DecodingConfig(
+def decoding_config() -> DecodingConfig:
+    return DecodingConfig(
         mode="catch_up",
         prompts=[],
         max_new_tokens=COUNT,
@@ -35,10 +38,16 @@ def table(rank: int, spec_: ModelSpec) -> list[TableRow]:
         stop=[],
         stop_at_eos=True,
     )
-    policy = ExitPolicyConfig(
-        kind="max_probability", threshold=0.8, layer=None, active=[1, 3], min_new_tokens=2, calibration=None
-    )
-    return speed_against_quality(build(spec_), PROMPTS, decoding, policy, THRESHOLDS, repeats=2)
+
+
+def policy_config(kind: str, active: tuple[int, ...] = (1, 3), layer: int | None = None) -> ExitPolicyConfig:
+    return ExitPolicyConfig(kind=kind, threshold=0.8, layer=layer, active=list(active), min_new_tokens=2, calibration=None)
+
+
+def table(rank: int, spec_: ModelSpec, modes: tuple[str, ...]) -> list[TableRow]:
+    decoding = decoding_config()
+    settings = swept(modes, decoding, policy_config("max_probability"), THRESHOLDS, spec_)
+    return speed_against_quality(build(spec_), PROMPTS, settings, decoding, repeats=2)
 
 
 def agreement(spec_: ModelSpec, parameters: dict, rule: oracle.Rule) -> float:
@@ -59,7 +68,7 @@ def agreement(spec_: ModelSpec, parameters: dict, rule: oracle.Rule) -> float:
 
 def test_rows_against_the_plain_model() -> None:
     spec_ = spec()
-    rows = workers.run(1, table, spec_)[0]
+    rows = workers.run(1, table, spec_, ("catch_up",))[0]
     assert [(row["decoding"], row["policy"], row["threshold"]) for row in rows] == [
         ("full", "never", None),
         *(("catch_up", "max_probability", threshold) for threshold in THRESHOLDS),
@@ -81,3 +90,51 @@ def test_rows_against_the_plain_model() -> None:
         assert row["accuracy"] is None
         agreements.append(row["agreement"])
     assert agreements[0] == 1.0 > agreements[1] > agreements[2]
+
+
+def test_every_mode_at_every_threshold() -> None:
+    """What leaves early is the policy's affair, so ways of catching up agree; speculation emits full depth's tokens."""
+    spec_ = spec()
+    modes = ("self_speculative", "full", "catch_up", "kv_recompute")
+    rows = workers.run(1, table, spec_, modes)[0]
+    assert [(row["decoding"], row["threshold"]) for row in rows] == [
+        ("full", None),
+        *((mode, threshold) for mode in modes if mode != "full" for threshold in THRESHOLDS),
+    ]
+    drafted, caught_up, recomputed = (rows[1 + 3 * number : 4 + 3 * number] for number in range(3))
+    for row in drafted:
+        assert (row["agreement"], row["share_final"], row["mean_layers"]) == (1.0, 1.0, 4.0)
+    for one, other in zip(caught_up, recomputed, strict=True):
+        for column in ("agreement", "mean_layers", "share_exit_01", "share_final"):
+            assert one[column] == pytest.approx(other[column])
+    assert caught_up[-1]["agreement"] < 1.0
+
+
+def test_policies_without_thresholds_are_measured_once_and_patience_counts() -> None:
+    spec_, decoding = spec(), decoding_config()
+
+    def policies(kind: str, layer: int | None = None) -> list:
+        settings = swept(["catch_up"], decoding, policy_config(kind, layer=layer), [0.2, 0.5], spec_)
+        return [setting.policy.threshold for setting in settings]
+
+    assert policies("margin") == [None, 0.2, 0.5]
+    assert policies("fixed_layer", layer=3) == [None, None]
+    assert policies("never") == [None]
+    assert policies("patience") == [None, 1.0, 2.0]
+
+
+def followed(rank: int, spec_: ModelSpec, text: list[int]) -> tuple[list[int], list[int]]:
+    stage = build(spec_)
+    exits = swept(["self_speculative"], decoding_config(), policy_config("max_probability"), [0.0], spec_)[1]
+    full = Decoder(stage, never_exit(spec_), DecoderOptions("full"))
+    drafts = Decoder(stage, exits.policy, DecoderOptions("self_speculative", draft_length=3))
+    return tuple(following(decoder, PROMPTS[0], Request(len(text)), text) for decoder in (full, drafts))
+
+
+def test_a_text_is_followed_wherever_it_leads() -> None:
+    """Of a text that no decoder would write: at each place the token that a forward from scratch predicts there."""
+    spec_, text = spec(), [(7 * place + 3) % 61 for place in range(COUNT)]
+    logits = oracle.head_logits(spec_, weights(spec_), [*PROMPTS[0], *text])["final"]
+    wanted = [int(row.argmax()) for row in logits[len(PROMPTS[0]) - 1 : -1]]
+    assert wanted != text
+    assert workers.run(1, followed, spec_, text)[0] == (wanted, wanted)

@@ -30,7 +30,7 @@ def follow(decoder: Decoder, ids: list[int]) -> Continuation:
     sequence = decoder.start(PROMPT, Request(COUNT))
     for id_ in ids:
         decoder.step()
-        sequence.replace_last(id_)
+        sequence.replace(len(sequence.tokens) - 1, id_)
     return sequence
 
 

@@ -51,11 +51,29 @@ def test_all_thresholds_are_named_beside_full_depth(record):
     assert texts == {*map(str, THRESHOLDS), "full depth"}
 
 
+def test_every_mode_has_a_curve_of_its_own(record, tmp_path):
+    others = [{**row, "decoding": "self_speculative", "agreement": 1.0, "share_final": 1.0} for row in record.early_exit]
+    several = RunRecord(tmp_path, speed_quality=[*record.speed_quality, *others])
+    axes = axes_of(several, "speed_quality")
+    for mode in ("catch_up", "self_speculative"):
+        wanted = [(row["agreement"], row["speedup"]) for row in several.early_exit if row["decoding"] == mode]
+        assert sorted(drawn(axes)[mode]) == sorted(wanted)
+    looks = [
+        (line.get_color(), str(line._dash_pattern), line.get_marker())
+        for line in axes.lines
+        if line.get_label() in several.compared
+    ]
+    assert all(len(set(look)) == 2 for look in zip(*looks, strict=True))
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["catch_up", "self_speculative"]
+    bars = axes_of(several, "shares").get_yticklabels()
+    assert [label.get_text() for label in bars] == list(map(str, THRESHOLDS)), "drafts are the final head's tokens"
+
+
 def test_thresholds_that_make_no_difference_share_a_label(tmp_path):
     def row(threshold, speedup):
         return {"decoding": "catch_up", "threshold": threshold, "agreement": 1.0, "speedup": speedup, "share_final": 1.0}
 
-    speeds = {0.4: 0.85, 0.6: 0.87, 0.8: 0.86}
+    speeds = {0.4: 0.85, 0.6: 0.856, 0.8: 0.853}
     record = RunRecord(tmp_path, speed_quality=[row(*pair) for pair in speeds.items()])
     assert {text.get_text() for text in axes_of(record, "speed_quality").texts} == {"0.4, 0.8, 0.6", "full depth"}
 
@@ -69,7 +87,9 @@ def test_lines_differ_without_colour(record):
 def test_pngs_are_written_for_what_there_is(record, tmp_path):
     written = save_figures(record, tmp_path / "figures")
     assert {path.stem for path in written} == NAMES
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+    starts = {".png": b"\x89PNG", ".svg": b"<?xml"}
+    assert [path.suffix for path in written] == [".png", ".svg"] * len(NAMES)
+    assert all(path.read_bytes().startswith(starts[path.suffix]) for path in written)
     assert save_figures(RunRecord(tmp_path), tmp_path / "none") == []
     assert not (tmp_path / "none").exists()
 

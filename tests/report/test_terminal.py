@@ -111,3 +111,18 @@ def test_several_policies_are_named(tmp_path):
     (run_dir / "speed_quality.csv").write_text(f"{head}\n{last}\n{last.replace('max_probability', 'margin')}\n")
     lines = [cells(line) for line in printed(run_dir).splitlines()]
     assert [line[0] for line in lines if line[1:2] == ["0.9"]] == ["max_probability", "margin"]
+
+
+@pytest.mark.parametrize(("layers", "num_layers"), [((2, 4, 6), 8), (tuple(range(1, 9)), 12)])
+def test_several_modes_are_named_and_fit(layers, num_layers, tmp_path):
+    run_dir = write_example_run(tmp_path / "run", layers, num_layers)
+    lines = (run_dir / "speed_quality.csv").read_text().splitlines()
+    drafts = [line.replace("catch_up", "self_speculative") for line in lines[2:]]
+    (run_dir / "speed_quality.csv").write_text("\n".join([*lines, *drafts]) + "\n")
+    text = printed(run_dir)
+    assert "…" not in text
+    assert all(len(line.rstrip()) <= 100 for line in text.splitlines() if str(run_dir) not in line)
+    shown = [cells(line)[:2] for line in text.splitlines()]
+    for mode in ("catch_up", "self_speculative"):
+        assert [threshold for name, threshold in filter(lambda pair: pair[:1] == [mode], shown)] == list(map(str, THRESHOLDS))
+    assert re.search(r"threshold [\d.]+, catch_up", text)

@@ -103,14 +103,31 @@ def test_the_same_on_a_pipeline(finished: tuple[Path, str], folder: Path) -> Non
     assert len(generations) == 6, "three prompts with exits and three at full depth"
 
 
-@pytest.mark.parametrize("layout", ["single", "tp2"])
+@pytest.mark.parametrize("layout", ["single", "tp2", "pp2"])
 def test_evaluate_a_checkpoint_on_another_layout(layout: str, finished: tuple[Path, str], folder: Path) -> None:
     run = folder / f"evaluate_{layout}"
-    command("task=evaluate", f"checkpoint={finished[0]}", f"parallel={layout}", "evaluation.batches=2", f"hydra.run.dir={run}")
+    modes = ["evaluation.decodings=[self_speculative,catch_up]", "evaluation.speed_thresholds=[0.0]", "decoding.max_new_tokens=6"]
+    evaluated = ["evaluation.batches=2", *modes, f"hydra.run.dir={run}"]
+    command("task=evaluate", f"checkpoint={finished[0]}", f"parallel={layout}", *evaluated)
+    rows, trained_rows = table(run / "speed_quality.csv"), table(finished[0] / "speed_quality.csv")
+    assert [row["decoding"] for row in rows] == ["full", "self_speculative", "catch_up"]
+    assert (rows[1]["agreement"], rows[1]["share_final"]) == ("1.0", "1.0")
+    for column in ("policy", "threshold", "agreement", "mean_layers", "share_exit_01"):
+        assert rows[2][column] == trained_rows[1][column], "the quickstart has decoded the same prompts"
     for trained, evaluated in zip(table(finished[0] / "exits.csv"), table(run / "exits.csv"), strict=True):
         for column, value in trained.items():
             wanted = value if column == "head" else pytest.approx(float(value), rel=1e-4, abs=1e-6)
             assert (evaluated[column] if column == "head" else float(evaluated[column])) == wanted
+
+
+def test_benchmark_of_a_checkpoint_reads_its_own_text(finished: tuple[Path, str], folder: Path) -> None:
+    run = folder / "benchmark"
+    short = ["benchmark.pairs=1", "benchmark.batches=[2]", "benchmark.thresholds=[0.0]", "decoding.max_new_tokens=6"]
+    overrides = ["benchmark.decodings=[catch_up]", *short, f"hydra.run.dir={run}"]
+    command("task=benchmark", "benchmark=decoding", f"checkpoint={finished[0]}", *overrides)
+    _, zero = table(run / "speed_quality.csv")
+    for column in ("decoding", "policy", "threshold", "agreement", "mean_layers", "share_exit_01"):
+        assert zero[column] == table(finished[0] / "speed_quality.csv")[1][column]
 
 
 def test_generate_full_depth_and_early_exit(finished: tuple[Path, str], folder: Path) -> None:

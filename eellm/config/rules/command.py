@@ -5,24 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from eellm.config.commandline import Override
 from eellm.config.request import (
     Request,
     checkpoint_overrides,
+    measures_decoding,
     typed_value,
     unread_overrides,
     unread_with_the_choice,
 )
-from eellm.config.schema import DecodingConfig, ParallelConfig, TaskConfig
+from eellm.config.schema import BenchmarkConfig, DecodingConfig, EvaluationConfig, ParallelConfig, TaskConfig
 from eellm.errors import Problem
 
 Problems = Iterator[Problem]
 
 
-def runs_are_named_where_they_are_read(task: TaskConfig, checkpoint: str | None, resume: str | None) -> Problems:
+def runs_are_named_where_they_are_read(
+    task: TaskConfig, benchmark: BenchmarkConfig, checkpoint: str | None, resume: str | None
+) -> Problems:
     if task.name == "quickstart" and checkpoint is not None:
         yield Problem("checkpoint", checkpoint, "task=quickstart starts from random weights", "leave it out, or task=train")
-    if task.name == "benchmark" and checkpoint is not None:
-        yield Problem("checkpoint", checkpoint, "task=benchmark measures a model with random weights", "leave it out")
+    if task.name == "benchmark" and benchmark.name == "training" and checkpoint is not None:
+        reason = "task=benchmark benchmark=training measures a model with random weights"
+        yield Problem("checkpoint", checkpoint, reason, "leave it out, or benchmark=decoding")
     if task.name != "train" and resume is not None:
         yield Problem("resume", resume, f"task={task.name} cannot be resumed", "leave it out, or task=train")
 
@@ -46,6 +51,35 @@ def overrides_act_on_decoding(task: TaskConfig, decoding: DecodingConfig, parall
             yield Problem(override.key, typed_value(override), reason, f"decoding={exiting}, or leave it out")
 
 
+def overrides_act_on_the_comparison(
+    task: TaskConfig, decoding: DecodingConfig, evaluation: EvaluationConfig, request: Request
+) -> Problems:
+    """task=evaluate decodes in order to compare modes, and only where there are some."""
+    if task.name != "evaluate":
+        return
+    compared = evaluation.compared_modes(decoding.mode)
+    for override in request.parsed:
+        chooses_mode = override.key in ("decoding", "decoding.mode")
+        if chooses_mode and evaluation.decodings is not None:
+            yield Problem(override.key, typed_value(override), "evaluation.decodings names the modes", "leave one of the two out")
+        elif not chooses_mode and not compared and _reads_decoding(override):
+            reason = "no mode of decoding is compared with full depth"
+            yield Problem(override.key, typed_value(override), reason, "evaluation.decodings=[catch_up], or leave it out")
+
+
+def _reads_decoding(override: Override) -> bool:
+    return override.group in ("decoding", "exit_policy") or override.key == "evaluation.speed_thresholds"
+
+
+def overrides_act_on_random_weights(
+    task: TaskConfig, benchmark: BenchmarkConfig, checkpoint: str | None, request: Request
+) -> Problems:
+    for override in request.parsed if measures_decoding(task, benchmark) and checkpoint is None else ():
+        if override.key == "exit_policy.threshold":
+            reason = "random weights are never sure: without a checkpoint, early exit is timed at a fixed layer"
+            yield Problem(override.key, typed_value(override), reason, "checkpoint=<run directory>, or benchmark.thresholds")
+
+
 def overrides_leave_the_checkpoint_alone(
     task: TaskConfig, checkpoint: str | None, resume: str | None, request: Request
 ) -> Problems:
@@ -58,5 +92,7 @@ RULES: list[Callable[..., Problems]] = [
     overrides_are_read,
     overrides_belong_to_the_choices,
     overrides_act_on_decoding,
+    overrides_act_on_the_comparison,
+    overrides_act_on_random_weights,
     overrides_leave_the_checkpoint_alone,
 ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from eellm.config.request import Request
+from eellm.config.request import Request, measures_decoding
 from eellm.config.rules.model import exit_layers
 from eellm.config.schema import (
+    BenchmarkConfig,
     DecodingConfig,
     EvaluationConfig,
     ExitPolicyConfig,
@@ -49,8 +50,10 @@ def thresholds_lie_in_range(exit_policy: ExitPolicyConfig) -> Problems:
             yield Problem("exit_policy.threshold", threshold, f"a {exit_policy.kind} lies in 0..1", "give a number in 0..1")
 
 
-def decoding_runs_on_one_replica(task: TaskConfig, parallel: ParallelConfig, request: Request) -> Problems:
-    if task.name != "generate":
+def decoding_runs_on_one_replica(
+    task: TaskConfig, benchmark: BenchmarkConfig, parallel: ParallelConfig, request: Request
+) -> Problems:
+    if task.name != "generate" and not measures_decoding(task, benchmark):
         return
     for key, size in (("vp", parallel.vp), ("dp", request.data_parallel(parallel) or 1)):
         if size > 1:
@@ -58,8 +61,13 @@ def decoding_runs_on_one_replica(task: TaskConfig, parallel: ParallelConfig, req
             yield Problem(f"parallel.{key}", size, f"decoding over {over} is not available yet", f"parallel.{key}=1")
 
 
-def the_mode_suits_the_stages(task: TaskConfig, decoding: DecodingConfig, parallel: ParallelConfig) -> Problems:
+def the_mode_suits_the_stages(
+    task: TaskConfig, evaluation: EvaluationConfig, decoding: DecodingConfig, parallel: ParallelConfig
+) -> Problems:
     mode, pp = decoding.mode, parallel.pp
+    if task.name == "evaluate" and "pipeline" in evaluation.compared_modes(mode):
+        fix = "decoding=catch_up, which makes the same tokens, or task=benchmark benchmark=decoding parallel=pp2 for its speed"
+        yield Problem("decoding.mode", "pipeline", "task=evaluate decodes on one rank", fix)
     if task.name == "quickstart" and mode == "pipeline":
         yield Problem("decoding.mode", mode, "task=quickstart decodes on one rank", "decoding=catch_up")
     elif task.name == "generate" and mode == "pipeline" and pp == 1:
@@ -81,6 +89,12 @@ def new_tokens_fit(decoding: DecodingConfig) -> Problems:
         yield Problem("decoding.max_tokens", decoding.max_tokens, reason, "a larger one, or null for what the prompts need")
 
 
+def a_benchmark_makes_tokens_to_time(task: TaskConfig, benchmark: BenchmarkConfig, decoding: DecodingConfig) -> Problems:
+    if measures_decoding(task, benchmark) and decoding.max_new_tokens == 1:
+        reason = "the first token comes with its prompt and is not timed"
+        yield Problem("decoding.max_new_tokens", 1, reason, "at least 2, or the default")
+
+
 def drafts_have_exits(exit_policy: ExitPolicyConfig, decoding: DecodingConfig, task: TaskConfig) -> Problems:
     if task.name == "generate" and decoding.mode == "self_speculative" and exit_policy.kind == "never":
         reason = "decoding.mode=self_speculative drafts with exits"
@@ -99,6 +113,7 @@ RULES: list[Callable[..., Problems]] = [
     the_mode_suits_the_stages,
     thresholds_are_given,
     new_tokens_fit,
+    a_benchmark_makes_tokens_to_time,
     drafts_have_exits,
     prompts_are_given,
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from eellm.config.schema import (
+    BenchmarkConfig,
     DataConfig,
     ExitsConfig,
     LossWeightsConfig,
@@ -39,9 +40,9 @@ def exits_lie_in_the_model(model: ModelConfig, exits: ExitsConfig) -> Problems:
         yield Problem("exits.layers", shown, "the layers must increase", f"exits.layers={sorted(shown)}")
 
 
-def a_benchmark_has_exits_to_measure(task: TaskConfig, exits: ExitsConfig) -> Problems:
-    if task.name == "benchmark" and not exits.layers:
-        reason = "task=benchmark compares a model with exits to one without"
+def a_benchmark_has_exits_to_measure(task: TaskConfig, benchmark: BenchmarkConfig, exits: ExitsConfig) -> Problems:
+    if task.name == "benchmark" and benchmark.name == "training" and not exits.layers:
+        reason = "task=benchmark benchmark=training compares a model with exits to one without"
         yield Problem("exits.layers", [], reason, "exits=custom")
 
 

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from eellm.config.request import Request
-from eellm.config.schema import DataConfig, ModelConfig, ParallelConfig, ScheduleConfig, TaskConfig, TokenizerConfig
+from eellm.config.request import Request, measures_decoding
+from eellm.config.schema import (
+    BenchmarkConfig,
+    DataConfig,
+    ModelConfig,
+    ParallelConfig,
+    ScheduleConfig,
+    TaskConfig,
+    TokenizerConfig,
+)
 from eellm.errors import Problem
 from eellm.model.spec import resolved_ffn
 
@@ -67,9 +75,11 @@ def schedule_suits_the_stages(parallel: ParallelConfig, schedule: ScheduleConfig
         yield Problem("schedule.name", schedule.name, reason, "schedule=interleaved or auto, or parallel.vp=1")
 
 
-def microbatches_divide_the_batch(task: TaskConfig, parallel: ParallelConfig, data: DataConfig, request: Request) -> Problems:
+def microbatches_divide_the_batch(
+    task: TaskConfig, benchmark: BenchmarkConfig, parallel: ParallelConfig, data: DataConfig, request: Request
+) -> Problems:
     dp = request.data_parallel(parallel)
-    if dp is None or task.name == "generate":  # which reads no batches
+    if dp is None or task.name == "generate" or measures_decoding(task, benchmark):  # which read no batches
         return
     batch, step = data.global_batch_size, data.micro_batch_size * dp
     if batch % step:

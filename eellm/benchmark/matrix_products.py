@@ -1,0 +1,34 @@
+"""The floor under full-depth decoding: every weight matrix of a step times one vector, and nothing else."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from eellm.model.stage import Stage
+
+
+def step_matrices(stage: Stage) -> list[torch.Tensor]:
+    """Matrices [out, in] that a token at full depth is multiplied with on this rank, in order; the output matrix last.
+
+    The embedding is looked up, not multiplied; rows that pad the vocabulary and the exits take no part.
+    """
+    readout = stage.readout("final")
+    return [*(weight for weight in stage.layers.parameters() if weight.dim() == 2), readout.weight[: readout.vocabulary.rows]]
+
+
+class MatrixProducts:
+    """Work: as many steps' products, at the model's dtype."""
+
+    def __init__(self, stage: Stage, steps: int):
+        self.steps, self.matrices = steps, step_matrices(stage)
+        self._vectors = {weight.shape[1]: torch.randn_like(weight[:1]) for weight in self.matrices}
+
+    def begin(self) -> None:
+        """Nothing comes before it."""
+
+    @torch.inference_mode()
+    def __call__(self) -> None:
+        for _ in range(self.steps):
+            for weight in self.matrices:
+                F.linear(self._vectors[weight.shape[1]], weight)

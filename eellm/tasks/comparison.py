@@ -1,0 +1,48 @@
+"""Modes of decoding side by side on held-out prompts, as quickstart, evaluate and benchmark=decoding do it."""
+
+from __future__ import annotations
+
+from eellm.config.schema import Config
+from eellm.data.corpus import Corpus
+from eellm.decoding.benchmark import speed_against_quality, swept
+from eellm.metrics import names
+from eellm.metrics.tables import TableRow
+from eellm.model.stage import Stage
+
+NUM_PROMPTS, PROMPT_TOKENS = 4, 48
+
+
+def compared_modes(config: Config, stage: Stage, corpus: Corpus) -> list[TableRow]:
+    """Rows of speed_quality.csv: full depth, and the modes that the config compares at `evaluation.speed_thresholds`.
+
+    Called by all tensor-parallel ranks of a stage that holds the whole model.
+    """
+    evaluation = config.evaluation
+    modes = evaluation.compared_modes(config.decoding.mode)
+    settings = swept(modes, config.decoding, config.exit_policy, evaluation.speed_thresholds, stage.spec)
+    return speed_against_quality(stage, held_out_prompts(corpus, NUM_PROMPTS), settings, config.decoding)
+
+
+def held_out_prompts(corpus: Corpus, most: int) -> list[list[int]]:
+    """Beginnings of held-out windows, spread over the held-out text; as many as there are windows at most."""
+    windows = corpus.open("validation")
+    count = min(most, len(windows))
+    return [windows[index * len(windows) // count]["tokens"][:PROMPT_TOKENS].tolist() for index in range(count)]
+
+
+def on_one_rank(config: Config) -> Config:
+    single = {"tp": 1, "pp": 1, "vp": 1, "dp": 1, "sequence_parallel": False, "layers_per_stage": None}
+    return config.model_copy(update={"parallel": config.parallel.model_copy(update=single)})
+
+
+def best_faithful(rows: list[TableRow]) -> dict[str, float]:
+    """The fastest setting that keeps at least 95 % of full depth's tokens; full depth itself is one."""
+    columns = {
+        names.GENERATE_TOKENS_PER_SECOND: "tokens_per_second",
+        names.GENERATE_SPEEDUP: "speedup",
+        names.GENERATE_AGREEMENT: "agreement",
+        names.GENERATE_MEAN_LAYERS: "mean_layers",
+    }
+    settings = [{name: float(str(row[column])) for name, column in columns.items()} for row in rows]
+    faithful = [setting for setting in settings if setting[names.GENERATE_AGREEMENT] >= 0.95]
+    return max(faithful, key=lambda setting: setting[names.GENERATE_SPEEDUP])
