@@ -28,7 +28,7 @@ from eellm.model.stage import Stage
 from tests.decoding.models import SEED
 from tests.decoding.test_generation import tokenizer
 
-LATER = DecoderOptions("pipeline")
+PIPELINED = DecoderOptions("pipeline")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Work:
 
     policy: Policy
     requests: list[tuple[tuple[int, ...], Request]]
-    options: DecoderOptions = LATER
+    options: DecoderOptions = PIPELINED
     arrivals: list[int] = field(default_factory=list)
 
     def sequential(self) -> Work:
@@ -117,7 +117,7 @@ def run_ahead(rank: int, spec: ModelSpec, policy: Policy, folder: Path, count: i
     stage, groups = build(spec, Cut(2))
     enough, released = folder / "enough", folder / "released"
     if groups.pp_rank:
-        follower = Follower(stage, policy, LATER, groups)
+        follower = Follower(stage, policy, PIPELINED, groups)
         receive, received = follower.links.receive, []
 
         def held() -> Message:
@@ -131,7 +131,7 @@ def run_ahead(rank: int, spec: ModelSpec, policy: Policy, folder: Path, count: i
         follower.links.receive = held
         follower.follow()
         return []
-    decoder = Decoder(stage, policy, LATER, groups)
+    decoder = Decoder(stage, policy, PIPELINED, groups)
     decoder.start((5, 17, 3), Request(count + 1))
     decoder.step()
     gone_on = []
@@ -155,7 +155,7 @@ def interrupted(rank: int, spec: ModelSpec, policy: Policy, requests: list[tuple
     """Tokens of four requests: one of the first two is stopped, then one of the rest dropped for the last, both at a moment
     when a token is on its way to them."""
     stage, groups = build(spec, Cut(2))
-    options = replace(LATER, max_batch=2)
+    options = replace(PIPELINED, max_batch=2, max_tokens=64)
     if groups.pp_rank:
         Follower(stage, policy, options, groups).follow()
         return []

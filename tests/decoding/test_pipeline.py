@@ -20,7 +20,7 @@ from eellm.decoding.sampling import SamplingOptions
 from eellm.model.spec import ExitSpec, ModelSpec
 from tests import workers
 from tests.decoding.models import BLOCKS, MIXED_HEADS, policy, spec
-from tests.decoding.pipelines import LATER, Cut, Result, Work, interrupted, run_ahead, serve, texts
+from tests.decoding.pipelines import PIPELINED, Cut, Result, Work, interrupted, run_ahead, serve, texts
 from tests.decoding.test_generation import config, text_spec
 from tests.decoding.test_modes import PROMPTS
 
@@ -47,10 +47,10 @@ def works(spec_: ModelSpec, eos: dict[int, int]) -> list[Work]:
     ]
     falling = policy(spec_, "max_probability", (0.7, 0.4, 0.3, 0.3)[:count])
     found = [
-        Work(falling, at_once, replace(LATER, max_batch=5)),
-        Work(replace(falling, min_new_tokens=2), stream, replace(LATER, max_batch=3), [0, 0, 0, 1, 2, 2, 9, 30]),
+        Work(falling, at_once, replace(PIPELINED, max_batch=5)),
+        Work(replace(falling, min_new_tokens=2), stream, replace(PIPELINED, max_batch=3), [0, 0, 0, 1, 2, 2, 9, 30]),
         Work(policy(spec_, "patience", 2.0), at_once[:2]),
-        Work(never_exit(spec_), at_once[:3], replace(LATER, mode="full", max_batch=2)),
+        Work(never_exit(spec_), at_once[:3], replace(PIPELINED, mode="full", max_batch=2)),
     ]
     found += [Work(policy(spec_, kind, 0.5), at_once[:1]) for kind in ("margin", "entropy")]
     return found + [Work(policy(spec_, "fixed_layer", 0.0, (exit_.layer,)), at_once[1:2]) for exit_ in spec_.exits]
@@ -145,7 +145,7 @@ def test_a_token_on_its_way_to_nobody() -> None:
     requests = [(prompt, Request(40, SAMPLINGS[1], seed)) for seed, prompt in enumerate(PROMPTS[:3])] + [
         (PROMPTS[4], Request(12))
     ]
-    chosen = policy(spec_, "max_probability", (0.9, 0.7, 0.3))
+    chosen = policy(spec_, "max_probability", (0.6, 0.5, 0.3))
     alone = workers.run(1, serve, spec_, Cut(), [Work(chosen, requests).sequential()])[0][0]
     found = workers.run(2, interrupted, spec_, chosen, requests)[0]
     compare(found, [tokens[: len(own)] for own, tokens in zip(found, alone.tokens, strict=True)])
