@@ -59,6 +59,9 @@ def decoding_runs_on_one_replica(
         if size > 1:
             over = "data-parallel ranks" if key == "dp" else "several model chunks a rank"
             yield Problem(f"parallel.{key}", size, f"decoding over {over} is not available yet", f"parallel.{key}=1")
+    if parallel.sequence_parallel and parallel.tp > 1:
+        reason = "a decoded token has no sequence to split"
+        yield Problem("parallel.sequence_parallel", True, reason, "parallel.sequence_parallel=false")
 
 
 def the_mode_suits_the_stages(
