@@ -83,16 +83,18 @@ def test_the_failure_of_a_rank_is_the_runs(
 @pytest.mark.parametrize("how", ["kill", "wait"])
 def test_processes_of_the_caller_are_left_alone(how: str, tmp_path: Path) -> None:
     """Who calls from a notebook or a server has children of its own: neither a failure nor a signal reaches them."""
-    own = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    own = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(3600,), daemon=True)
     own.start()
     config, run = a_run(tmp_path, "parallel=pp2", f"logger.wandb.project={how}")
     if how == "wait":
         signalled(run, signal.SIGTERM)
-    with pytest.raises((RankFailure, Preempted)):
-        launch(config, run, TASKS)
-    assert own.is_alive()
-    own.kill()
-    own.join()
+    try:
+        with pytest.raises((RankFailure, Preempted)):
+            launch(config, run, TASKS)
+        assert own.is_alive()
+    finally:
+        own.kill()
+        own.join()
 
 
 def signalled(run: RunDirectory, *numbers: int) -> None:

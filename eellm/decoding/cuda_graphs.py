@@ -89,6 +89,10 @@ class SegmentGraphs:
         self._cache: KVCache | None = None
         self._steps: dict[tuple[int, int, int], _Step] = {}
 
+    def forget(self) -> None:
+        """Drop all graphs, and with them the cache that they read and write."""
+        self._cache, self._steps = None, {}
+
     def serves(self, spans: Sequence[Span]) -> bool:
         """One new row per sequence, and nothing to agree on with other ranks."""
         return self.model.vocabulary.group.size() == 1 and all(span.count == 1 for span in spans)

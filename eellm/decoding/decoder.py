@@ -152,6 +152,7 @@ class Decoder:
         tokens = self.options.max_tokens or max(sequence.max_tokens for sequence in self._waiting)
         if self._kv is None or self._kv.shape.max_tokens < tokens:
             self._kv = None
+            self.runner.forget()
             check_fits(self.model, tokens, self.options.max_batch)
             self._kv = self.model.cache(tokens, self.options.max_batch)
 

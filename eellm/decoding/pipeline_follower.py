@@ -64,6 +64,8 @@ class Follower:
         """The first stage replaces its cache by a larger one only while no sequence runs; so does this one."""
         if self.kv is None or self.kv.shape.max_tokens != max_tokens:
             self.kv = None
+            self._queues.clear()
+            self.runner.forget()
             check_fits(self.runner.model, max_tokens, self.options.max_batch)
             self.kv = self.runner.model.cache(max_tokens, self.options.max_batch)
         return self.kv

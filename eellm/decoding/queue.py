@@ -98,6 +98,12 @@ class SegmentRunner:
         self._cache: KVCache | None = None
         self._shared: DecodingContext | None = None
 
+    def forget(self) -> None:
+        """Let go of the KV cache served so far: another one is to take its memory."""
+        self._cache, self._shared, self._spans = None, None, []
+        if self.graphs is not None:
+            self.graphs.forget()
+
     def push(self, queues: Sequence[SegmentQueue], texts: Sequence[Sequence[int]]) -> None:
         """Put of each sequence's text what has not entered it yet in front of the first segment."""
         new = [list(range(len(queue), len(text))) for queue, text in zip(queues, texts, strict=True)]

@@ -108,7 +108,11 @@ def drive(stage: Stage, groups: Groups, work: Work) -> Result:
 def contents(kv: KVCache | None) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
     assert kv is not None
     slots = range(kv.shape.sequences)
-    return {(layer, slot): tuple(part[:, 0].numpy() for part in kv.read(layer, slot)) for layer in kv.layers for slot in slots}
+    return {
+        (layer, slot): tuple(part.transpose(0, 1).numpy() for part in kv.read(layer, slot))
+        for layer in kv.layers
+        for slot in slots
+    }
 
 
 def run_ahead(rank: int, spec: ModelSpec, policy: Policy, folder: Path, count: int) -> list[bool]:

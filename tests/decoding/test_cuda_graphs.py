@@ -32,9 +32,9 @@ class Found:
     replayed: int
 
 
-def serve(stage: Stage, policy_: Policy, max_batch: int, recorder: Recorder | None) -> Found:
+def serve(stage: Stage, policy_: Policy, options: DecoderOptions, recorder: Recorder | None) -> Found:
     """More requests than slots, of different lengths."""
-    decoder = Decoder(stage, policy_, DecoderOptions("catch_up", max_pending=3, max_batch=max_batch))
+    decoder = Decoder(stage, policy_, options)
     if recorder is not None:
         decoder.model.spare_places = 1  # as on CUDA
         decoder.runner.graphs = SegmentGraphs(decoder.model, recorder.capture, least_keys=4)
@@ -45,16 +45,29 @@ def serve(stage: Stage, policy_: Policy, max_batch: int, recorder: Recorder | No
     return Found([sequence.tokens for sequence in sequences], *counts)
 
 
-def eager_and_captured(rank: int, spec_: ModelSpec, max_batch: int) -> tuple[Found, Found, int]:
+def eager_and_captured(rank: int, spec_: ModelSpec, options: DecoderOptions) -> tuple[Found, Found, int]:
     stage, chosen = build(spec_), policy(spec_, "max_probability", 0.45)
     segments = len(Decoder(stage, chosen).model.segments)
-    return serve(stage, chosen, max_batch, None), serve(stage, chosen, max_batch, Recorder()), segments
+    return serve(stage, chosen, options, None), serve(stage, chosen, options, Recorder()), segments
+
+
+@pytest.mark.parametrize("mode", ["kv_recompute", "self_speculative"])
+def test_a_place_that_was_given_up_is_written_again(mode: str) -> None:
+    """Rejected drafts and tokens that start over leave their places in the cache to later replays."""
+    options = DecoderOptions(mode, max_pending=3, draft_length=3, max_batch=3)
+    eager, captured, _ = workers.run(1, eager_and_captured, spec(init_std=0.3), options)[0]
+    for own, exact in zip(captured.tokens, eager.tokens, strict=True):
+        assert [(token.id, token.head, token.drafted_by) for token in own] == [
+            (token.id, token.head, token.drafted_by) for token in exact
+        ]
+    assert captured.replayed > captured.captured > 0
 
 
 @pytest.mark.parametrize("max_batch", [1, 3])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_captured_steps_are_eager_steps(family: str, max_batch: int) -> None:
-    eager, captured, segments = workers.run(1, eager_and_captured, spec(**FAMILIES[family]), max_batch)[0]
+    options = DecoderOptions("catch_up", max_pending=3, max_batch=max_batch)
+    eager, captured, segments = workers.run(1, eager_and_captured, spec(**FAMILIES[family]), options)[0]
     for own, exact in zip(captured.tokens, eager.tokens, strict=True):
         assert [(token.id, token.head) for token in own] == [(token.id, token.head) for token in exact]
         for token, wanted in zip(own, exact, strict=True):
