@@ -213,6 +213,9 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     ([*EVALUATE, "exit_policy.threshold=0.5", "decoding.prompts=[a]"], {"exit_policy.threshold", "decoding.prompts"}),
     ([*EVALUATE, "evaluation.decodings=[catch_up]", "decoding.draft_length=2"], {"decoding.draft_length"}),
     ([*EVALUATE, "evaluation.decodings=[catchup]"], {"evaluation.decodings[0]"}),
+    ([*EVALUATE, "decoding.max_new_tokens=1"], {"decoding.max_new_tokens"}),
+    (["decoding.max_new_tokens=1"], {"decoding.max_new_tokens"}),
+    (["decoding=full", "decoding.max_new_tokens=1"], {"decoding.max_new_tokens"}),  # full depth has a speed as well
     # benchmarks
     (["task=benchmark", "exits=none"], {"exits.layers"}),
     (["task=benchmark", "checkpoint=RUN"], {"checkpoint"}),
@@ -254,6 +257,7 @@ FINE: list[list[str]] = [
     [*GENERATE, "parallel=pp4", "decoding=pipeline", "exit_policy=patience", "exit_policy.threshold=2"],
     [*GENERATE, "parallel=tp2_pp2", "decoding=pipeline", "parallel.layers_per_stage=[3,1]", "exit_policy.threshold=[0.5,0.6]"],
     [*GENERATE, "parallel=pp2", "decoding=full"],
+    [*GENERATE, "decoding.max_new_tokens=1"],
     [*CALIBRATE, "parallel=pp2", "exit_policy.active=[3]", "data.split=[0.0,1.0]"],
     [*CALIBRATE, "calibration.thresholds=[1.0,[0.9,0.8],[0.9,0.7],0.5]"],
     [*GENERATE, "decoding=self_speculative", "decoding.draft_length=auto", "decoding.max_batch=3"],

@@ -92,8 +92,12 @@ def new_tokens_fit(decoding: DecodingConfig) -> Problems:
         yield Problem("decoding.max_tokens", decoding.max_tokens, reason, "a larger one, or null for what the prompts need")
 
 
-def a_benchmark_makes_tokens_to_time(task: TaskConfig, benchmark: BenchmarkConfig, decoding: DecodingConfig) -> Problems:
-    if measures_decoding(task, benchmark) and decoding.max_new_tokens == 1:
+def there_are_tokens_to_time(
+    task: TaskConfig, benchmark: BenchmarkConfig, evaluation: EvaluationConfig, decoding: DecodingConfig
+) -> Problems:
+    compares = task.name == "evaluate" and evaluation.compared_modes(decoding.mode)
+    times = task.name == "quickstart" or compares or measures_decoding(task, benchmark)
+    if times and decoding.max_new_tokens == 1:
         reason = "the first token comes with its prompt and is not timed"
         yield Problem("decoding.max_new_tokens", 1, reason, "at least 2, or the default")
 
@@ -116,7 +120,7 @@ RULES: list[Callable[..., Problems]] = [
     the_mode_suits_the_stages,
     thresholds_are_given,
     new_tokens_fit,
-    a_benchmark_makes_tokens_to_time,
+    there_are_tokens_to_time,
     drafts_have_exits,
     prompts_are_given,
 ]
