@@ -102,6 +102,29 @@ def there_are_tokens_to_time(
         yield Problem("decoding.max_new_tokens", 1, reason, "at least 2, or the default")
 
 
+def a_benchmark_times_what_the_stages_run(task: TaskConfig, benchmark: BenchmarkConfig, parallel: ParallelConfig) -> Problems:
+    if measures_decoding(task, benchmark) and parallel.pp == 1 and "pipeline" in benchmark.decodings:
+        reason, fix = "there is one pipeline stage (parallel.pp=1)", "leave pipeline out, or time it with parallel=pp2"
+        yield Problem("benchmark.decodings", benchmark.decodings, reason, fix)
+
+
+def a_timed_pipeline_has_exits(
+    task: TaskConfig,
+    benchmark: BenchmarkConfig,
+    parallel: ParallelConfig,
+    model: ModelConfig,
+    exits: ExitsConfig,
+    exit_policy: ExitPolicyConfig,
+) -> Problems:
+    if not measures_decoding(task, benchmark) or parallel.pp == 1:
+        return
+    layers, reason = exit_layers(model, exits), "without exits the pipeline is full depth, which it is timed against"
+    if not layers:
+        yield Problem("exits.layers", layers, reason, "a model with exits, or parallel.pp=1")
+    elif exit_policy.kind == "never":
+        yield Problem("exit_policy.kind", "never", reason, "another exit_policy, or parallel.pp=1")
+
+
 def drafts_have_exits(exit_policy: ExitPolicyConfig, decoding: DecodingConfig, task: TaskConfig) -> Problems:
     if task.name == "generate" and decoding.mode == "self_speculative" and exit_policy.kind == "never":
         reason = "decoding.mode=self_speculative drafts with exits"
@@ -121,6 +144,8 @@ RULES: list[Callable[..., Problems]] = [
     thresholds_are_given,
     new_tokens_fit,
     there_are_tokens_to_time,
+    a_benchmark_times_what_the_stages_run,
+    a_timed_pipeline_has_exits,
     drafts_have_exits,
     prompts_are_given,
 ]
