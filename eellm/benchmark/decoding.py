@@ -89,7 +89,7 @@ def decoding_figures(subject: Subject, clock: Clock) -> list[Figure]:
     for mode in subject.modes:
         figures += mode_figures(mode, full, results[mode])
         if mode == "self_speculative":
-            figures += loss_figures(works["full"].decoder, works[mode].decoder, full.passes, subject.dtype)
+            figures += loss_figures(works["full"].decoder, subject.stage, subject.policy, full.passes, subject.dtype)
     return figures + batch_figures(subject, results, clock)
 
 

@@ -54,7 +54,7 @@ _BATCHES = ("split", "sequence_length", "micro_batch_size", "global_batch_size",
 
 _GENERATION = tuple(f"decoding.{key}" for key in ("prompts", "stop", "stop_at_eos", "max_batch", "max_tokens"))
 _TRAINING_BENCHMARK = (
-    *("loss_weights", "schedule", "trainer", "exits.deferred", "exits.boundary", "benchmark.in_flight"),
+    *("model.attention", "loss_weights", "schedule", "trainer", "exits.deferred", "benchmark.in_flight"),
     *("data.micro_batch_size", "data.global_batch_size"),
 )
 _DECODING_BENCHMARK = ("decoding", "exit_policy", "benchmark.decodings", "benchmark.thresholds", "benchmark.batches")

@@ -34,8 +34,6 @@ from eellm.metrics.tables import TableRow
 from eellm.model.spec import ModelSpec
 from eellm.model.stage import Stage
 
-_WARM_UP_TOKENS = 4
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -88,9 +86,12 @@ def speed_against_quality(
     call it; times are each rank's own. `accuracy` needs labels and is left open.
     """
     requests = [replace(Request.of(decoding, seed, None), eos_id=None) for seed in range(len(prompts))]
-    rows = [_Row(Decoder(stage, setting.policy, setting.options)) for setting in settings]
+    longest = max(prompts, key=len)
+    # one cache for all prompts and a whole generation: CUDA graphs go with their cache, and their capture is not to be timed
+    max_tokens = len(longest) + decoding.max_new_tokens - 1
+    rows = [_Row(Decoder(stage, setting.policy, replace(setting.options, max_tokens=max_tokens))) for setting in settings]
     for row in rows:
-        list(row.decoder.generate(prompts[0], replace(requests[0], max_new_tokens=_WARM_UP_TOKENS)))
+        list(row.decoder.generate(longest, requests[0]))
     for repeat in range(repeats):
         _run(rows, prompts, requests, repeat)
     for row in rows[1:]:

@@ -10,7 +10,7 @@ from eellm.benchmark.decoding import Subject, decoding_figures, transformers_fig
 from eellm.benchmark.figure import Figure
 from eellm.benchmark.generating import Generating, Prepared
 from eellm.benchmark.matrix_products import MatrixProducts
-from eellm.benchmark.speculation import Comparison, compare
+from eellm.benchmark.speculation import Comparison, compare, loss_figures
 from eellm.benchmark.transformers_llama import build_llama
 from eellm.config.compose import compose
 from eellm.decoding.decoder import Decoder, DecoderOptions
@@ -69,6 +69,18 @@ def differences(rank: int, spec: ModelSpec) -> dict[str, Comparison]:
         full()
     modes = {mode: Decoder(stage, eager, DecoderOptions(mode)) for mode in ("self_speculative", "catch_up")}
     return {mode: compare(full.decoder, decoder, full.passes) for mode, decoder in modes.items()}
+
+
+def loss_of(rank: int, spec: ModelSpec, policy_: Policy, changed: int) -> list[Figure]:
+    """Rows of speculation's loss where `changed` tokens of one of full depth's texts are not those that the model says."""
+    stage = build(spec)
+    full = Generating(Decoder(stage, never_exit(spec), DecoderOptions("full")), PROMPTS, NEW_TOKENS)
+    full.begin()
+    full()
+    text = full.passes[0].texts[0]
+    for place in range(1, changed + 1):
+        text[-place] = (text[-place] + 1) % spec.vocab_size
+    return loss_figures(full.decoder, stage, policy_, full.passes, "fp32")
 
 
 def shapes(rank: int, spec: ModelSpec) -> tuple[int, int]:

@@ -87,6 +87,8 @@ def test_speculation_loses_neither_time_nor_tokens(rows: dict[str, Figure]) -> N
     differing = rows["self_speculative/differing"]
     assert (differing.value, differing.target, differing.meets) == (0.0, 0.0, True)
     assert differing.label.endswith(f" {len(PROMPTS) * TIMED}")
+    drafted = int(differing.note.split()[0])
+    assert drafted >= len(PROMPTS) * TIMED / 2, "whatever the timed decoder has come to think of drafts"
 
 
 def test_batches_count_all_their_tokens(rows: dict[str, Figure]) -> None:
@@ -104,7 +106,9 @@ def test_what_was_not_run_says_so(rows: dict[str, Figure]) -> None:
 
 def test_differences_are_found_and_their_margin_is_the_full_models() -> None:
     found: dict[str, Comparison] = workers.run(1, generating.differences, SPEC)[0]
-    assert found["self_speculative"] == Comparison(len(PROMPTS) * TIMED, [])
+    drafted = found["self_speculative"].drafted
+    assert drafted > 0
+    assert found["self_speculative"] == Comparison(len(PROMPTS) * TIMED, drafted, [])
     margins = []
     for prompt in PROMPTS:
         text = [token.id for token in oracle.decode(SPEC, weights(SPEC), tuple(prompt), NEW_TOKENS, oracle.Rule("never"))]
@@ -118,6 +122,17 @@ def test_differences_are_found_and_their_margin_is_the_full_models() -> None:
     assert len(margins) > 5
     assert found["catch_up"].tokens == len(PROMPTS) * TIMED
     assert found["catch_up"].margins == pytest.approx(margins, abs=1e-3)
+
+
+def test_a_token_that_differs_is_counted_and_misses_the_target() -> None:
+    rows = workers.run(1, generating.loss_of, SPEC, policy(SPEC, "max_probability", 0.0), 1)[0]
+    assert [row.name for row in rows] == ["self_speculative/differing", "self_speculative/widest_margin"]
+    assert (rows[0].value, rows[0].meets) == (1.0, False)
+
+
+def test_speculation_that_drafts_nothing_has_shown_nothing() -> None:
+    (row,) = workers.run(1, generating.loss_of, SPEC, policy(SPEC, "max_probability", 1.5), 1)[0]
+    assert (row.value, row.meets, row.note) == (None, None, "not run: no exit was sure enough to draft")
 
 
 def test_modes_are_those_that_one_stage_can_run() -> None:

@@ -213,6 +213,9 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     ([*EVALUATE, "exit_policy.threshold=0.5", "decoding.prompts=[a]"], {"exit_policy.threshold", "decoding.prompts"}),
     ([*EVALUATE, "evaluation.decodings=[catch_up]", "decoding.draft_length=2"], {"decoding.draft_length"}),
     ([*EVALUATE, "evaluation.decodings=[catchup]"], {"evaluation.decodings[0]"}),
+    ([*EVALUATE, "decoding.max_new_tokens=1"], {"decoding.max_new_tokens"}),
+    (["decoding.max_new_tokens=1"], {"decoding.max_new_tokens"}),
+    (["decoding=full", "decoding.max_new_tokens=1"], {"decoding.max_new_tokens"}),  # full depth has a speed as well
     # benchmarks
     (["task=benchmark", "exits=none"], {"exits.layers"}),
     (["task=benchmark", "checkpoint=RUN"], {"checkpoint"}),
@@ -228,6 +231,18 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     ([*DECODING, "parallel=pp2_vp2"], {"parallel.vp"}),
     ([*DECODING, "parallel=dp2"], {"parallel.dp"}),
     ([*DECODING, "decoding.max_new_tokens=1"], {"decoding.max_new_tokens"}),
+    ([*DECODING, "model.attention=unfused"], {"model.attention"}),
+    ([*DECODING, "benchmark.decodings=[catch_up,pipeline]"], {"benchmark.decodings"}),
+    (
+        [*DECODING, "parallel=pp2", "benchmark.decodings=[pipeline]", "benchmark.thresholds=[0.5]", "benchmark.batches=[2]"],
+        {"benchmark.decodings", "benchmark.thresholds", "benchmark.batches"},
+    ),
+    (
+        [*DECODING, "parallel=pp2", "decoding.draft_length=2", "decoding.max_pending=4"],
+        {"decoding.draft_length", "decoding.max_pending"},
+    ),
+    ([*DECODING, "parallel=pp2", "exits=none"], {"exits.layers"}),
+    ([*DECODING, "parallel=pp2", "exit_policy=never"], {"exit_policy.kind"}),
     # resuming
     ([TRAIN, "resume=RUN", "model.num_layers=8", "exits=none", "seed=2"], {"model.num_layers", "exits", "seed"}),
     ([TRAIN, "resume=RUN", "data.sequence_length=32"], {"data.sequence_length"}),
@@ -254,6 +269,7 @@ FINE: list[list[str]] = [
     [*GENERATE, "parallel=pp4", "decoding=pipeline", "exit_policy=patience", "exit_policy.threshold=2"],
     [*GENERATE, "parallel=tp2_pp2", "decoding=pipeline", "parallel.layers_per_stage=[3,1]", "exit_policy.threshold=[0.5,0.6]"],
     [*GENERATE, "parallel=pp2", "decoding=full"],
+    [*GENERATE, "decoding.max_new_tokens=1"],
     [*CALIBRATE, "parallel=pp2", "exit_policy.active=[3]", "data.split=[0.0,1.0]"],
     [*CALIBRATE, "calibration.thresholds=[1.0,[0.9,0.8],[0.9,0.7],0.5]"],
     [*GENERATE, "decoding=self_speculative", "decoding.draft_length=auto", "decoding.max_batch=3"],
@@ -263,6 +279,8 @@ FINE: list[list[str]] = [
     [*EVALUATE, "evaluation.decodings=[catch_up,self_speculative]", "decoding.draft_length=2", "exit_policy=margin"],
     [*EVALUATE, "decoding=full", "parallel=pp2"],
     [*DECODING, "exits=none", "parallel=tp2"],
+    [*DECODING, "exit_policy=never"],
+    [*DECODING, "parallel=pp2", "exits.boundary=start", "decoding.max_new_tokens=8"],
     [*DECODING, "decoding.draft_length=2", "decoding.max_pending=4", "exit_policy=fixed_layer", "exit_policy.layer=6"],
     [*DECODING, "checkpoint=RUN", "exit_policy.threshold=0.5", "benchmark.batches=[2]", "benchmark.thresholds=[0.5]"],
     [TRAIN, "resume=auto"],

@@ -10,7 +10,9 @@ from eellm.config.schema import DecodingConfig, ExitPolicyConfig
 from eellm.decoding.benchmark import following, speed_against_quality, swept
 from eellm.decoding.continuation import Request
 from eellm.decoding.decoder import Decoder, DecoderOptions
+from eellm.decoding.kv_cache import KVCache
 from eellm.decoding.policy import never_exit
+from eellm.decoding.segments import InferenceModel
 from eellm.metrics.tables import TableRow
 from eellm.model.spec import ModelSpec
 from tests import workers
@@ -121,6 +123,26 @@ def test_policies_without_thresholds_are_measured_once_and_patience_counts() -> 
     assert policies("fixed_layer", layer=3) == [None, None]
     assert policies("never") == [None]
     assert policies("patience") == [None, 1.0, 2.0]
+
+
+def caches_of_a_table(rank: int, spec_: ModelSpec) -> int:
+    sizes: list[int] = []
+    cache = InferenceModel.cache
+
+    def counted(model: InferenceModel, max_tokens: int, sequences: int = 1) -> KVCache:
+        sizes.append(max_tokens)
+        return cache(model, max_tokens, sequences)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InferenceModel, "cache", counted)
+        table(rank, spec_, ("catch_up",))
+    assert set(sizes) == {max(map(len, PROMPTS)) + COUNT - 1}
+    return len(sizes)
+
+
+def test_a_setting_has_one_cache_for_all_prompts() -> None:
+    """A new one would drop the CUDA graphs that were captured with the old one, while their steps are timed."""
+    assert workers.run(1, caches_of_a_table, spec())[0] == 1 + len(THRESHOLDS)
 
 
 def followed(rank: int, spec_: ModelSpec, text: list[int]) -> tuple[list[int], list[int]]:

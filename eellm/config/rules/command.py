@@ -19,6 +19,11 @@ from eellm.errors import Problem
 
 Problems = Iterator[Problem]
 
+_READ_ON_ONE_STAGE = (
+    *("benchmark.decodings", "benchmark.thresholds", "benchmark.batches"),
+    *("decoding.draft_length", "decoding.max_pending"),
+)
+
 
 def runs_are_named_where_they_are_read(
     task: TaskConfig, benchmark: BenchmarkConfig, checkpoint: str | None, resume: str | None
@@ -71,6 +76,16 @@ def _reads_decoding(override: Override) -> bool:
     return override.group in ("decoding", "exit_policy") or override.key == "evaluation.speed_thresholds"
 
 
+def overrides_act_on_the_stages(
+    task: TaskConfig, benchmark: BenchmarkConfig, parallel: ParallelConfig, request: Request
+) -> Problems:
+    """Over several stages benchmark=decoding times full depth and the pipeline, for a single user."""
+    for override in request.parsed if measures_decoding(task, benchmark) and parallel.pp > 1 else ():
+        if override.key in _READ_ON_ONE_STAGE:
+            reason = f"over several stages only full depth and the pipeline are timed (parallel.pp={parallel.pp})"
+            yield Problem(override.key, typed_value(override), reason, "leave it out, or parallel.pp=1")
+
+
 def overrides_act_on_random_weights(
     task: TaskConfig, benchmark: BenchmarkConfig, checkpoint: str | None, request: Request
 ) -> Problems:
@@ -93,6 +108,7 @@ RULES: list[Callable[..., Problems]] = [
     overrides_belong_to_the_choices,
     overrides_act_on_decoding,
     overrides_act_on_the_comparison,
+    overrides_act_on_the_stages,
     overrides_act_on_random_weights,
     overrides_leave_the_checkpoint_alone,
 ]

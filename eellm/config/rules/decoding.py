@@ -92,10 +92,37 @@ def new_tokens_fit(decoding: DecodingConfig) -> Problems:
         yield Problem("decoding.max_tokens", decoding.max_tokens, reason, "a larger one, or null for what the prompts need")
 
 
-def a_benchmark_makes_tokens_to_time(task: TaskConfig, benchmark: BenchmarkConfig, decoding: DecodingConfig) -> Problems:
-    if measures_decoding(task, benchmark) and decoding.max_new_tokens == 1:
+def there_are_tokens_to_time(
+    task: TaskConfig, benchmark: BenchmarkConfig, evaluation: EvaluationConfig, decoding: DecodingConfig
+) -> Problems:
+    compares = task.name == "evaluate" and evaluation.compared_modes(decoding.mode)
+    times = task.name == "quickstart" or compares or measures_decoding(task, benchmark)
+    if times and decoding.max_new_tokens == 1:
         reason = "the first token comes with its prompt and is not timed"
         yield Problem("decoding.max_new_tokens", 1, reason, "at least 2, or the default")
+
+
+def a_benchmark_times_what_the_stages_run(task: TaskConfig, benchmark: BenchmarkConfig, parallel: ParallelConfig) -> Problems:
+    if measures_decoding(task, benchmark) and parallel.pp == 1 and "pipeline" in benchmark.decodings:
+        reason, fix = "there is one pipeline stage (parallel.pp=1)", "leave pipeline out, or time it with parallel=pp2"
+        yield Problem("benchmark.decodings", benchmark.decodings, reason, fix)
+
+
+def a_timed_pipeline_has_exits(
+    task: TaskConfig,
+    benchmark: BenchmarkConfig,
+    parallel: ParallelConfig,
+    model: ModelConfig,
+    exits: ExitsConfig,
+    exit_policy: ExitPolicyConfig,
+) -> Problems:
+    if not measures_decoding(task, benchmark) or parallel.pp == 1:
+        return
+    layers, reason = exit_layers(model, exits), "without exits the pipeline is full depth, which it is timed against"
+    if not layers:
+        yield Problem("exits.layers", layers, reason, "a model with exits, or parallel.pp=1")
+    elif exit_policy.kind == "never":
+        yield Problem("exit_policy.kind", "never", reason, "another exit_policy, or parallel.pp=1")
 
 
 def drafts_have_exits(exit_policy: ExitPolicyConfig, decoding: DecodingConfig, task: TaskConfig) -> Problems:
@@ -116,7 +143,9 @@ RULES: list[Callable[..., Problems]] = [
     the_mode_suits_the_stages,
     thresholds_are_given,
     new_tokens_fit,
-    a_benchmark_makes_tokens_to_time,
+    there_are_tokens_to_time,
+    a_benchmark_times_what_the_stages_run,
+    a_timed_pipeline_has_exits,
     drafts_have_exits,
     prompts_are_given,
 ]
