@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from eellm.benchmark.figure import Figure, not_run, timed
+from eellm.benchmark.figure import TOKENS, Figure, not_run, timed
 from eellm.benchmark.generating import Clock, Generating, Pass, Prepared, WholeGeneration
 from eellm.benchmark.matrix_products import MatrixProducts
 from eellm.benchmark.paired_timing import alternate, median_interval
@@ -21,7 +21,6 @@ from eellm.decoding.policy import Policy, never_exit
 from eellm.model.spec import parameters
 from eellm.model.stage import Stage
 
-TOKENS = "tokens/s"
 PRODUCTS_TARGET = {"fp32": 0.80, "bf16": 0.65, "fp16": 0.65}
 """Full depth reaches this share of the tokens per second that its matrix products alone would give."""
 TRANSFORMERS_TARGET, SMALL_TRANSFORMERS_TARGET = 1.15, 1.5

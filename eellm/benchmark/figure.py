@@ -11,6 +11,9 @@ from eellm.metrics.tables import TableRow
 
 MEGABYTE = 1e6
 
+TOKENS = "tokens/s"
+"""Unit of how fast text is generated."""
+
 
 @dataclass(frozen=True)
 class Figure:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eellm.benchmark.figure import Figure, timed
+from eellm.benchmark.figure import TOKENS, Figure, timed
 from eellm.benchmark.paired_timing import CriticalPath, alternate, median_interval
 from eellm.config.schema import BenchmarkConfig, DecodingConfig, DecodingMode
 from eellm.decoding.continuation import Request
@@ -17,8 +17,6 @@ from eellm.decoding.pipeline_follower import Follower
 from eellm.decoding.policy import Policy
 from eellm.mcore.groups import Groups
 from eellm.model.stage import Stage
-
-TOKENS = "tokens/s"
 
 
 class StagesAtWork:
