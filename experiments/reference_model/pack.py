@@ -35,6 +35,7 @@ def main(given: str) -> None:
         stages = load_trained(config, plan, groups).stages
         CheckpointWriter().save(target.checkpoints / step.name, model_state(stages))
     target.keep_tokenizer(run.tokenizer)
+    shutil.copyfile(run.status_file, target.status_file)  # the fingerprint, by which calibrations know the model
     values = saved_values(given)
     values["data"]["cache_dir"] = ELSEWHERE
     target.config.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
