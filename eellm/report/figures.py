@@ -137,9 +137,10 @@ def _speed_plot(record: RunRecord) -> Plot | None:
         for index, (mode, points) in enumerate(curves.items()):
             style = {"color": mode_colour(index, ink), "linestyle": DASHES[index % len(DASHES)], "marker": MODE_MARKERS[index]}
             _line(axes, Curve([point[0] for point in points], [point[1] for point in points]), {**style, "label": mode})
-            _name_points(axes, ink, points, span)
+            if index == 0:  # all curves have the same thresholds, falling from right to left
+                _name_points(axes, ink, points, span)
         axes.plot([1.0], [1.0], color=ink.text, marker="D", markersize=7, markerfacecolor=ink.background, zorder=4, clip_on=False)
-        _name_point(axes, ink, (1.0, 1.0, "full depth"), "left")
+        _name_point(axes, ink, (1.0, 1.0, "full depth"), "left" if len(modes) == 1 else "right")
         axes.margins(x=0.12, y=0.18)
         if len(modes) > 1:
             _legend(axes, ink)

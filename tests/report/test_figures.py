@@ -65,6 +65,8 @@ def test_every_mode_has_a_curve_of_its_own(record, tmp_path):
     ]
     assert all(len(set(look)) == 2 for look in zip(*looks, strict=True))
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["catch_up", "self_speculative"]
+    named = [text.get_text() for text in axes.texts]
+    assert sorted(named) == sorted([*map(str, THRESHOLDS), "full depth"]), "once for all curves"
     bars = axes_of(several, "shares").get_yticklabels()
     assert [label.get_text() for label in bars] == list(map(str, THRESHOLDS)), "drafts are the final head's tokens"
 
