@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from eellm.decoding.cuda_graphs import Capture, Run, cuda_capture
 from eellm.model.stage import Stage
 
 
@@ -18,11 +19,13 @@ def step_matrices(stage: Stage) -> list[torch.Tensor]:
 
 
 class MatrixProducts:
-    """Work: as many steps' products, at the model's dtype."""
+    """Work: as many steps' products, at the model's dtype; replayed from a graph where full depth's steps are."""
 
-    def __init__(self, stage: Stage, steps: int):
+    @torch.inference_mode()
+    def __init__(self, stage: Stage, steps: int, capture: Capture | None = None):
         self.steps, self.matrices = steps, step_matrices(stage)
         self._vectors = {weight.shape[1]: torch.randn_like(weight[:1]) for weight in self.matrices}
+        self._step: Run = (capture or _capture_of(stage, self.matrices[-1].device))(self._products)
 
     def begin(self) -> None:
         """Nothing comes before it."""
@@ -30,5 +33,15 @@ class MatrixProducts:
     @torch.inference_mode()
     def __call__(self) -> None:
         for _ in range(self.steps):
-            for weight in self.matrices:
-                F.linear(self._vectors[weight.shape[1]], weight)
+            self._step()
+
+    def _products(self) -> torch.Tensor:
+        for weight in self.matrices:
+            out = F.linear(self._vectors[weight.shape[1]], weight)
+        return out
+
+
+def _capture_of(stage: Stage, device: torch.device) -> Capture:
+    """As the decoder does it: graphs on CUDA, but not of tensor-parallel models; elsewhere every step runs by itself."""
+    graphs = device.type == "cuda" and stage.vocabulary.group.size() == 1
+    return cuda_capture if graphs else lambda run: run

@@ -17,6 +17,7 @@ from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.policy import Policy, never_exit
 from eellm.model.spec import ModelSpec
 from tests.decoding.models import build, policy
+from tests.decoding.recorded_kernels import Recorder
 
 NEW_TOKENS, PENDING = 12, 3
 PROMPTS = [[5, 17, 3], [42, 8, 1, 30, 2], [60]]
@@ -88,3 +89,10 @@ def shapes(rank: int, spec: ModelSpec) -> tuple[int, int]:
     bare = build(replace(spec, exits=()))
     counted = [sum(p.numel() for p in model.parameters()) for model in (bare, build_llama(spec, "fp32", torch.device("cpu")))]
     return counted[0], counted[1]
+
+
+def captured_products(rank: int, spec: ModelSpec, steps: int) -> tuple[int, int]:
+    """How often a step's products are captured and repeated, where graphs are used."""
+    recorder = Recorder()
+    MatrixProducts(build(spec), steps, recorder.capture)()
+    return recorder.captured, recorder.replayed

@@ -135,6 +135,10 @@ def test_speculation_that_drafts_nothing_has_shown_nothing() -> None:
     assert (row.value, row.meets, row.note) == (None, None, "not run: no exit was sure enough to draft")
 
 
+def test_the_products_of_a_step_are_repeated_as_graphs_are() -> None:
+    assert workers.run(1, generating.captured_products, SPEC, 5)[0] == (1, 5)
+
+
 def test_modes_are_those_that_one_stage_can_run() -> None:
     wanted = ("self_speculative", "pipeline", "full", "catch_up")
     assert modes_on(wanted, policy(SPEC, "max_probability", 0.5)) == ["catch_up", "self_speculative"]

@@ -6,7 +6,10 @@ import itertools
 
 import pytest
 
-from eellm.decoding.draft_length import MAX_DRAFTS, AdaptiveLength, DraftCosts, tokens_per_cost
+from eellm.decoding.draft_length import MAX_DRAFTS, AdaptiveLength, DraftCosts, measured_curve, tokens_per_cost
+from eellm.decoding.segments import InferenceModel
+from tests import workers
+from tests.decoding.models import build, spec
 
 COSTS = DraftCosts(heads=2.0, early=10.0, late=20.0)
 FULL = COSTS.verification(0)
@@ -31,6 +34,31 @@ def expectation(limit: int, drafts: float, accepts: float, costs: DraftCosts) ->
 def test_a_rounds_yield(limit: int, drafts: float, accepts: float) -> None:
     costs = DraftCosts(2.0, 10.0, 20.0, tuple(1 + 0.1 * rows for rows in range(MAX_DRAFTS + 1)))
     assert tokens_per_cost(limit, drafts, accepts, costs) == pytest.approx(expectation(limit, drafts, accepts, costs))
+
+
+class ScriptedClock:
+    """Nothing is timed while the first round warms up; then rows pass in rows + 0, rows + 7 and rows + 1."""
+
+    def __init__(self) -> None:
+        self.now, self.calls = 0.0, -MAX_DRAFTS - 1
+
+    def __call__(self) -> float:
+        round_, place = divmod(self.calls // 2, MAX_DRAFTS + 1)
+        if self.calls > 0 and self.calls % 2:  # the end of a pass
+            self.now += place + 1 + (0.0, 7.0, 1.0)[round_]
+        self.calls += 1
+        return self.now
+
+
+def scripted_curve(rank: int) -> tuple[tuple[float, ...], int]:
+    clock = ScriptedClock()
+    return measured_curve(InferenceModel(build(spec())), clock, repeats=3), clock.calls
+
+
+def test_the_curve_is_of_medians_after_a_warm_up() -> None:
+    curve, calls = workers.run(1, scripted_curve)[0]
+    assert calls == 3 * 2 * (MAX_DRAFTS + 1)
+    assert curve == pytest.approx([(rows + 1) / 2 for rows in range(1, MAX_DRAFTS + 2)])
 
 
 def run(adaptive: AdaptiveLength, tokens: int, drafts_accepted: int, confident: bool = True) -> tuple[float, list[int]]:
