@@ -25,6 +25,8 @@ from typing import Any
 import psutil
 import torch.multiprocessing as mp
 
+from eellm.lifetime import end_with_parent
+
 TIMEOUT = 110
 
 MAX_THREADS = 150
@@ -36,6 +38,7 @@ class RankFailed(AssertionError):
 
 
 def _serve(rank: int, world_size: int, stack_file: str, inbox: Any, outbox: Any) -> None:
+    end_with_parent(os.getppid())  # an idle rank would wait for work for ever
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
     import torch.distributed as dist
