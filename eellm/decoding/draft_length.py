@@ -39,11 +39,17 @@ class DraftCosts:
 
     @classmethod
     def of(cls, model: InferenceModel, curve: tuple[float, ...]) -> DraftCosts:
-        """Of drafts that come from the deepest active exit, after the others were asked in vain."""
+        """Of drafts that come from the deepest active exit, after the others were asked in vain.
+
+        Tensor-parallel ranks must draft alike, but padding leaves the last ones fewer rows: the largest rank's count.
+        """
+        assert model.final is not None, "one stage drafts and verifies"
         exits = [(index, segment.exit.name) for index, segment in enumerate(model.segments) if segment.exit is not None]
         early = sum(model.segment_bytes[: exits[-1][0] + 1])
         late = sum(model.segment_bytes) - early + model.head_bytes["final"]
-        return cls(sum(model.head_bytes[name] for _, name in exits), early, late, curve)
+        own = [sum(model.head_bytes[name] for _, name in exits), early, late]
+        shared = model.vocabulary.reduce(torch.tensor(own, dtype=torch.float64, device=model.device), dist.ReduceOp.MAX)
+        return cls(*shared.tolist(), curve)
 
     def verification(self, drafts: int) -> float:
         """The pass that ends a round; without drafts, a token at full depth."""

@@ -55,6 +55,20 @@ def scripted_curve(rank: int) -> tuple[tuple[float, ...], int]:
     return measured_curve(InferenceModel(build(spec())), clock, repeats=3), clock.calls
 
 
+def costs_of(rank: int, tp: int) -> DraftCosts:
+    model = InferenceModel(build(spec(vocab_size=33), tp), spec().exit_layers)
+    return DraftCosts.of(model, (1.0,) * (MAX_DRAFTS + 1))
+
+
+@pytest.mark.dist
+def test_ranks_with_fewer_rows_count_the_same_costs() -> None:
+    """The second rank has one of 33 words: ranks that drafted differently would wait for each other for ever."""
+    first, second = workers.run(2, costs_of, 2)
+    assert first == second
+    (alone,) = workers.run(1, costs_of, 1)
+    assert first.heads < alone.heads
+
+
 def test_the_curve_is_of_medians_after_a_warm_up() -> None:
     curve, calls = workers.run(1, scripted_curve)[0]
     assert calls == 3 * 2 * (MAX_DRAFTS + 1)
