@@ -48,8 +48,8 @@ class DraftCosts:
         early = sum(model.segment_bytes[: exits[-1][0] + 1])
         late = sum(model.segment_bytes) - early + model.head_bytes["final"]
         own = [sum(model.head_bytes[name] for _, name in exits), early, late]
-        shared = model.vocabulary.reduce(torch.tensor(own, dtype=torch.float64, device=model.device), dist.ReduceOp.MAX)
-        return cls(*shared.tolist(), curve)
+        most = model.vocabulary.reduce(torch.tensor(own, dtype=torch.float64, device=model.device), dist.ReduceOp.MAX)
+        return cls(float(most[0]), float(most[1]), float(most[2]), curve)
 
     def verification(self, drafts: int) -> float:
         """The pass that ends a round; without drafts, a token at full depth."""
