@@ -17,14 +17,23 @@ def run_py(*arguments: str, cwd: Path, flags: tuple[str, ...] = ()) -> subproces
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=100)
 
 
-def test_help_takes_less_than_a_second(tmp_path: Path) -> None:
-    """Of processor time, which is what the program decides; the clock also counts whatever else the machine does."""
-    used = []
-    for _ in range(3):  # shared cores make the same work cost more
-        before = processor_seconds()
+COMPOSE = f"""
+from hydra import compose, initialize_config_dir
+with initialize_config_dir({str(ROOT / "conf")!r}, version_base="1.3"):
+    compose("config")
+"""
+
+
+def test_help_costs_little_more_than_composing(tmp_path: Path) -> None:
+    """Processor time, beside that of Hydra composing the same files alone: machines differ in speed, and from hour to hour."""
+    ratios = []
+    for _ in range(3):
+        begin = processor_seconds()
+        subprocess.run([sys.executable, "-c", COMPOSE], check=True, timeout=100)
+        composed = processor_seconds()
         result = run_py("--help", cwd=tmp_path)
-        used.append(processor_seconds() - before)
-    assert min(used) < 1.0
+        ratios.append((processor_seconds() - composed) / (composed - begin))
+    assert min(ratios) < 4.0
     assert result.returncode == 0
     assert "exits: custom, every_eighth, none, quarter_half" in result.stdout
     assert "python run.py task=train" in result.stdout
