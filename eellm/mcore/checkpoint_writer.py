@@ -6,6 +6,7 @@ What a killed or failed write leaves behind is called `<name>.partial`; nothing 
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from torch.distributed.checkpoint import CheckpointException
 
@@ -97,13 +100,37 @@ def _make_room(partial: Path) -> None:
         partial.mkdir(parents=True)
 
 
+class _Complaints(logging.Handler):
+    """What megatron-core logs where it writes: later releases keep only the type of a failed write's error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+    def __enter__(self) -> _Complaints:
+        logging.getLogger(filesystem_async.__name__).addHandler(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        logging.getLogger(filesystem_async.__name__).removeHandler(self)
+
+    def of_all_ranks(self) -> list[str]:
+        gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(gathered, self.said)
+        return [message for said in gathered for message in said]
+
+
 @contextmanager
 def _write_errors(partial: Path) -> Iterator[None]:
     """Raise WriteError where writing failed, and give its space back: the run has more to write, if only how it ended."""
     try:
-        yield
+        with _Complaints() as complaints:
+            yield
     except CheckpointException as error:  # raised on all ranks, with reasons on rank 0 only
-        reason = failure_reason(error)
+        reason = next(iter(complaints.of_all_ranks()), failure_reason(error))
 
         def report() -> None:
             said = f"{_cut_short(partial)} ({reason})" if _CUT_SHORT in reason else reason
