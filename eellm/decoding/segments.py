@@ -15,6 +15,7 @@ from eellm.decoding.kv_cache import KVCache, KVShape
 from eellm.decoding.lean_head import LeanHead
 from eellm.decoding.lean_layer import DecodingContext, LeanLayer
 from eellm.decoding.ragged import RaggedKV, Span
+from eellm.decoding.weight_layout import store_columns_together
 from eellm.model.context import rotary_factors
 from eellm.model.stage import Readout, Stage
 
@@ -43,6 +44,7 @@ class InferenceModel:
 
     def __init__(self, stage: Stage, active: Sequence[int] = ()):
         assert not stage.config.sequence_parallel, "build the stage for decoding without sequence parallelism"
+        store_columns_together(stage.parameters())
         self.spec, self.embedding = stage.spec, stage.embedding
         self.segments = _cut(stage, active)
         self.final = stage.readout("final") if stage.post_process else None

@@ -45,7 +45,7 @@ class ChunkOptions:
     recompute: str = "none"
     reduction: ReductionOptions = field(default_factory=ReductionOptions)
     trainable: bool = True
-    """False: no gradient buffers; the schedules then run the bare stages, forward only."""
+    """False: no gradients and no buffers for them; the schedules then run the bare stages, forward only."""
 
 
 def build_stages(
@@ -71,5 +71,6 @@ def build_chunks(spec: ModelSpec, plan: list[StageSpec], groups: Groups, options
     stages = build_stages(spec, plan, groups, config, options.seed)
     for stage in stages:
         stage.set_recompute(options.recompute)
+        stage.requires_grad_(options.trainable)
     wrapped = wrap(stages, config, groups, options.reduction) if options.trainable else stages
     return Chunks(spec, groups, config, stages, wrapped)

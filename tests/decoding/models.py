@@ -45,7 +45,7 @@ def build(spec_: ModelSpec, tp: int = 1, dtype: str = "fp32") -> Stage:
     layout = ParallelLayout(tp=tp)
     plan = plan_stages(spec_, layout)
     groups = init_groups(layout, torch.device("cpu"), tied_stages(spec_, plan))
-    return build_stages(spec_, plan, groups, transformer_config(spec_, layout, dtype), SEED)[0].eval()
+    return build_stages(spec_, plan, groups, transformer_config(spec_, layout, dtype), SEED)[0].eval().requires_grad_(False)
 
 
 def parameters(rank: int, spec_: ModelSpec) -> dict:
