@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
+from eellm.benchmark.speed_quality import following, speed_against_quality, swept
 from eellm.config.schema import DecodingConfig, ExitPolicyConfig
-from eellm.decoding.benchmark import following, speed_against_quality, swept
 from eellm.decoding.continuation import Request
 from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.kv_cache import KVCache
