@@ -15,8 +15,8 @@ from eellm.decoding.counters import Counters
 from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.generation import Generation, generate_texts
 from eellm.decoding.kv_cache import KVCache
+from eellm.decoding.pipeline import Pipelined
 from eellm.decoding.pipeline_follower import Follower
-from eellm.decoding.pipeline_links import MAX_IN_FLIGHT
 from eellm.decoding.pipeline_messages import Message
 from eellm.decoding.policy import Policy
 from eellm.engine.chunks import build_stages
@@ -115,37 +115,46 @@ def contents(kv: KVCache | None) -> dict[tuple[str, int], tuple[np.ndarray, np.n
     }
 
 
-def run_ahead(rank: int, spec: ModelSpec, policy: Policy, folder: Path, count: int) -> list[bool]:
-    """Before which of `count` tokens the second stage has gone on: it takes the prompt, and then nothing until
-    `MAX_IN_FLIGHT` tokens have been emitted without it."""
+def run_ahead(rank: int, spec: ModelSpec, policy: Policy, folder: Path, count: int) -> list[int]:
+    """How many messages the first stage is ahead of the second with each of `count` tokens: sent, and not asked for yet.
+
+    The second stage takes the prompt, and asks for nothing more until the first one waits for room.
+    """
     stage, groups = build(spec, Cut(2))
-    enough, released = folder / "enough", folder / "released"
+    waits, asked = folder / "waits", folder / "asked"
     if groups.pp_rank:
         follower = Follower(stage, policy, PIPELINED, groups)
-        receive, received = follower.links.receive, []
+        receive = follower.links.receive
 
         def held() -> Message:
-            if len(received) == 1:
-                wait_for(enough)
-                time.sleep(0.3)
-                released.touch()
-            received.append(receive())
-            return received[-1]
+            if asked.exists():
+                wait_for(waits)
+            with asked.open("a") as file:
+                file.write(".")
+            return receive()
 
         follower.links.receive = held
         follower.follow()
         return []
     decoder = Decoder(stage, policy, PIPELINED, groups)
+    assert isinstance(decoder.mode, Pipelined)
+    outbox = decoder.mode.links._messages
+    wait = outbox.wait
+
+    def watched(most: int = 0) -> None:
+        if len(outbox._batches) > most:
+            waits.touch()
+        wait(most)
+
+    outbox.wait = watched
     decoder.start((5, 17, 3), Request(count + 1))
     decoder.step()
-    gone_on = []
-    for number in range(1, count + 1):
+    ahead = []
+    for sent in range(2, count + 2):
         decoder.step()
-        gone_on.append(released.exists())
-        if number == MAX_IN_FLIGHT:
-            enough.touch()
+        ahead.append(sent - asked.stat().st_size)
     decoder.close()
-    return gone_on
+    return ahead
 
 
 def wait_for(file: Path) -> None:
