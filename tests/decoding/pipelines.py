@@ -33,12 +33,13 @@ PIPELINED = DecoderOptions("pipeline")
 
 @dataclass(frozen=True)
 class Cut:
-    """How a model is spread over ranks."""
+    """How a model is spread over ranks, and the type of its weights."""
 
     pp: int = 1
     tp: int = 1
     layers_per_stage: tuple[int, ...] | None = None
     boundary: str = "end"
+    dtype: str = "fp32"
 
     @property
     def layout(self) -> ParallelLayout:
@@ -73,7 +74,7 @@ class Result:
 def build(spec: ModelSpec, cut: Cut) -> tuple[Stage, Groups]:
     plan = plan_stages(spec, cut.layout, list(cut.layers_per_stage) if cut.layers_per_stage else None, cut.boundary)
     groups = init_groups(cut.layout, torch.device("cpu"), tied_stages(spec, plan))
-    return build_stages(spec, plan, groups, transformer_config(spec, cut.layout, "fp32"), SEED)[0].eval(), groups
+    return build_stages(spec, plan, groups, transformer_config(spec, cut.layout, cut.dtype), SEED)[0].eval(), groups
 
 
 def serve(rank: int, spec: ModelSpec, cut: Cut, works: list[Work]) -> list[Result]:
@@ -109,7 +110,7 @@ def contents(kv: KVCache | None) -> dict[tuple[str, int], tuple[np.ndarray, np.n
     assert kv is not None
     slots = range(kv.shape.sequences)
     return {
-        (layer, slot): tuple(part.transpose(0, 1).numpy() for part in kv.read(layer, slot))
+        (layer, slot): tuple(part.transpose(0, 1).float().numpy() for part in kv.read(layer, slot))
         for layer in kv.layers
         for slot in slots
     }
