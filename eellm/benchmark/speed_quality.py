@@ -153,6 +153,7 @@ def following(decoder: Decoder, prompt: Sequence[int], request: Request, text: S
         for place in range(len(own), len(sequence.tokens)):
             own.append(sequence.tokens[place].id)
             if own[-1] != text[place]:
+                # over several stages tokens come one by one, and this one has not entered any yet
                 sequence.replace(place, text[place])
                 break
     return own
