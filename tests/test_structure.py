@@ -53,6 +53,12 @@ def test_a_library_has_one_door(library: str, door: str) -> None:
     assert {user for user in users if not user.startswith(f"eellm/{door}/")} == set()
 
 
+def test_only_tasks_use_the_benchmarks() -> None:
+    users = {name_of(path) for path in PACKAGE if "eellm.benchmark" in path.read_text(encoding="utf-8")}
+    assert users, "the check looks for the wrong name"
+    assert {user for user in users if not user.startswith(("eellm/benchmark/", "eellm/tasks/"))} == set()
+
+
 def test_what_needs_no_torch_does_without() -> None:
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in PACKAGE]
     free = [module for module in modules if any(module == name or module.startswith(f"{name}.") for name in TORCH_FREE)]

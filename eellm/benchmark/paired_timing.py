@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from eellm.device_clock import seconds_on, wait_for
+
 Work = Callable[[], object]
 Some = TypeVar("Some", bound=Work)
 Name = TypeVar("Name", bound=str)
@@ -54,18 +56,13 @@ class CriticalPath:
 
     def seconds(self, work: Work) -> float:
         """The same number on all ranks."""
-        self._synchronise()
+        wait_for(self.device)
         dist.barrier()
         begin = time.perf_counter()
         work()
-        self._synchronise()
-        elapsed = torch.tensor(time.perf_counter() - begin, dtype=torch.float64, device=self.device)
+        elapsed = torch.tensor(seconds_on(self.device) - begin, dtype=torch.float64, device=self.device)
         dist.all_reduce(elapsed, op=dist.ReduceOp.MAX)
         return elapsed.item()
-
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def alternate(works: Mapping[Name, Some], clock: Callable[[Some], float], rounds: int, warmup: int) -> dict[Name, list[float]]:

@@ -9,7 +9,7 @@ import torch
 
 from eellm.benchmark.figure import Figure, not_run
 from eellm.benchmark.generating import Pass
-from eellm.decoding.benchmark import following
+from eellm.benchmark.speed_quality import following
 from eellm.decoding.continuation import Request
 from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.policy import Policy

@@ -12,9 +12,9 @@ from eellm.benchmark.figure import TOKENS, Figure, timed
 from eellm.benchmark.paired_timing import CriticalPath, alternate, median_interval
 from eellm.config.schema import BenchmarkConfig, DecodingConfig, DecodingMode
 from eellm.decoding.continuation import Request
-from eellm.decoding.decoder import Decoder, DecoderOptions
-from eellm.decoding.pipeline_follower import Follower
+from eellm.decoding.decoder import DecoderOptions
 from eellm.decoding.policy import Policy
+from eellm.decoding.staged import StagedDecoder
 from eellm.mcore.groups import Groups
 from eellm.model.stage import Stage
 
@@ -23,10 +23,7 @@ class StagesAtWork:
     """Work: one prompt continued in one mode, the next one each time. `texts` has what came out, on the first stage."""
 
     def __init__(self, stage: Stage, policy: Policy, decoding: DecodingConfig, groups: Groups, prompts: Sequence[list[int]]):
-        options = DecoderOptions.of(decoding)
-        first = groups.pp_rank == 0
-        self.decoder = Decoder(stage, policy, options, groups) if first else None
-        self._follower = None if first else Follower(stage, policy, options, groups)
+        self._staged = StagedDecoder(stage, policy, DecoderOptions.of(decoding), groups)
         self._prompts, self._request = prompts, Request(decoding.max_new_tokens)
         self.texts: list[list[int]] = []
         self._times = 0
@@ -34,12 +31,9 @@ class StagesAtWork:
     def __call__(self) -> None:
         prompt = self._prompts[self._times % len(self._prompts)]
         self._times += 1
-        if self._follower is not None:
-            self._follower.follow()
-            return
-        assert self.decoder is not None
-        self.texts.append([token.id for token in self.decoder.generate(prompt, self._request)])
-        self.decoder.close()
+        text = self._staged.lead(lambda decoder: [token.id for token in decoder.generate(prompt, self._request)])
+        if text is not None:
+            self.texts.append(text)
 
 
 def stage_figures(

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from eellm.decoding.segments import InferenceModel
+from eellm.device_clock import seconds_on
 
 MAX_DRAFTS = 8
 _TRIALS = 2
@@ -139,17 +140,11 @@ def measured_curve(model: InferenceModel, clock: Callable[[], float] = time.perf
     for repeat in range(repeats + 1):
         for rows, own in enumerate(times, 1):
             hidden = torch.ones(rows, 1, model.spec.hidden_size, dtype=model.dtype, device=model.device)
-            started = _now(model.device, clock)
+            started = seconds_on(model.device, clock)
             for layer in layers:
                 layer.mlp(hidden)
             if repeat:  # the first one warms up
-                own.append(_now(model.device, clock) - started)
+                own.append(seconds_on(model.device, clock) - started)
     medians = torch.tensor([statistics.median(own) for own in times], dtype=torch.float64, device=model.device)
     curve = model.vocabulary.reduce(medians / medians[0], dist.ReduceOp.MAX)
     return tuple(curve.tolist())
-
-
-def _now(device: torch.device, clock: Callable[[], float]) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return clock()

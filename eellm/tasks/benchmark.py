@@ -8,10 +8,10 @@ import sys
 import torch
 
 from eellm.benchmark.figure import Figure, layout_name
-from eellm.config.schema import Config, ExitPolicyConfig
+from eellm.benchmark.speed_quality import speed_against_quality, swept
+from eellm.config.schema import Config, DecodingMode, ExitPolicyConfig
 from eellm.data.corpus import Corpus
 from eellm.data.tokenizer_files import load_tokenizer
-from eellm.decoding.benchmark import speed_against_quality, swept
 from eellm.decoding.policy import build_policy
 from eellm.engine.chunks import ChunkOptions, build_chunks
 from eellm.mcore.groups import Groups
@@ -70,7 +70,7 @@ def measured_training(config: Config, plan: Plan, groups: Groups) -> list[Figure
 
 
 def measured_decoding(context: TaskContext, plan: Plan, groups: Groups) -> tuple[list[Figure], list[TableRow]]:
-    """Figures, and speed against quality over all modes and thresholds; over several stages, figures of the pipeline."""
+    """Figures, and speed against quality over all modes and thresholds; over several stages, both of the pipeline."""
     from eellm.benchmark.decoding import Subject, decoding_figures, modes_on
     from eellm.benchmark.generating import prepared_clock
     from eellm.benchmark.paired_timing import CriticalPath
@@ -81,13 +81,15 @@ def measured_decoding(context: TaskContext, plan: Plan, groups: Groups) -> tuple
     policy = build_policy(timed_policy(config, plan.spec), plan.spec)
     stage, prompts = model_and_prompts(context, plan, groups)
     if plan.layout.pp > 1:
+        modes: list[DecodingMode] = ["pipeline"]
         works = works_over(stage, policy, greedy, groups, prompts)
-        return stage_figures(works, greedy.max_new_tokens, CriticalPath(groups.device), options), []
-    modes = modes_on(options.decodings, policy)
-    subject = Subject(stage, prompts, policy, modes, config.precision.dtype, greedy, options)
-    figures = decoding_figures(subject, prepared_clock(CriticalPath(groups.device)))
+        figures = stage_figures(works, greedy.max_new_tokens, CriticalPath(groups.device), options)
+    else:
+        modes = modes_on(options.decodings, policy)
+        subject = Subject(stage, prompts, policy, modes, config.precision.dtype, greedy, options)
+        figures = decoding_figures(subject, prepared_clock(CriticalPath(groups.device)))
     settings = swept(modes, greedy, config.exit_policy, options.thresholds, plan.spec)
-    return figures, speed_against_quality(stage, prompts[:NUM_PROMPTS], settings, greedy, SWEEP_REPEATS)
+    return figures, speed_against_quality(stage, groups, prompts[:NUM_PROMPTS], settings, greedy, SWEEP_REPEATS)
 
 
 def timed_policy(config: Config, spec: ModelSpec) -> ExitPolicyConfig:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from eellm.benchmark.speed_quality import speed_against_quality, swept
 from eellm.config.schema import Config
 from eellm.data.corpus import Corpus
-from eellm.decoding.benchmark import speed_against_quality, swept
+from eellm.mcore.groups import Groups
 from eellm.metrics import names
 from eellm.metrics.tables import TableRow
 from eellm.model.stage import Stage
@@ -12,15 +13,15 @@ from eellm.model.stage import Stage
 NUM_PROMPTS, PROMPT_TOKENS = 4, 48
 
 
-def compared_modes(config: Config, stage: Stage, corpus: Corpus) -> list[TableRow]:
+def compared_modes(config: Config, stage: Stage, groups: Groups, corpus: Corpus) -> list[TableRow]:
     """Rows of speed_quality.csv: full depth, and the modes that the config compares at `evaluation.speed_thresholds`.
 
-    Called by all tensor-parallel ranks of a stage that holds the whole model.
+    Called by all ranks of the layout; `stage` holds the whole model, or the mode is `pipeline` and later stages get no rows.
     """
     evaluation = config.evaluation
     modes = evaluation.compared_modes(config.decoding.mode)
     settings = swept(modes, config.decoding, config.exit_policy, evaluation.speed_thresholds, stage.spec)
-    return speed_against_quality(stage, held_out_prompts(corpus, NUM_PROMPTS), settings, config.decoding)
+    return speed_against_quality(stage, groups, held_out_prompts(corpus, NUM_PROMPTS), settings, config.decoding)
 
 
 def held_out_prompts(corpus: Corpus, most: int) -> list[list[int]]:

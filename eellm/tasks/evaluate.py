@@ -63,17 +63,21 @@ def evaluate_exits(context: TaskContext, recorder: Recorder, device: torch.devic
 
 def decodes_together(config: Config) -> bool:
     """Whether the run's ranks can decode as they are; else the main rank does it alone, with the whole model."""
-    parallel = config.parallel
+    parallel, modes = config.parallel, config.evaluation.compared_modes(config.decoding.mode)
+    if "pipeline" in modes:
+        return True  # checked with the config
     return parallel.pp == parallel.vp == parallel.dp == 1 and not parallel.sequence_parallel
 
 
 def compare_modes(context: TaskContext, recorder: Recorder, device: torch.device) -> dict[str, float]:
-    """Decode held-out prompts; writes speed_quality.csv, returns the scalars of its best row."""
+    """Decode held-out prompts; writes speed_quality.csv, returns the scalars of its best row, on later stages none."""
     config, corpus = context.config, Corpus.load(context.run.corpus)
     config = config if decodes_together(config) else on_one_rank(config)
     plan = Plan.of(config, corpus.vocab_size)
     with groups_of(plan, device, config.seed) as groups:
-        rows = compared_modes(config, load_trained(config, plan, groups).stages[0], corpus)
+        rows = compared_modes(config, load_trained(config, plan, groups).stages[0], groups, corpus)
+    if not rows:
+        return {}
     recorder.table("speed_quality", rows)
     return best_faithful(rows)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 
 import torch
 
 from eellm.calibration.result import calibrated
+from eellm.data.tokenizer import Tokenizer
 from eellm.decoding.counters import Counters
 from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.generation import Generation, generate_texts
-from eellm.decoding.pipeline_follower import Follower
 from eellm.decoding.policy import build_policy
+from eellm.decoding.staged import StagedDecoder
 from eellm.metrics import names
 from eellm.model.stage import Stage
 from eellm.tasks.context import TaskContext
@@ -48,18 +50,22 @@ def generate(context: TaskContext, device: torch.device, final: dict[str, float]
     with groups_of(plan, device, config.seed) as groups:
         stage = load_trained(config, plan, groups).stages[0]
         policy, options = build_policy(calibrated(config.exit_policy), stage.spec), DecoderOptions.of(config.decoding)
-        if groups.pp_rank > 0:
-            Follower(stage, policy, options, groups).follow()
-            return []
-        decoder = Decoder(stage, policy, options, groups)
-        started = time.perf_counter()
-        generations = generate_texts(decoder, tokenizer, config.decoding.prompts, config.decoding, config.seed)
-        seconds = time.perf_counter() - started
-        decoder.close()
-    tokens = sum(len(generation.tokens) for generation in generations)
-    final[names.GENERATE_TOKENS_PER_SECOND] = tokens / max(seconds, 1e-9)  # all prompts together, prefill included
-    final |= speculation(decoder.steps)
+        made = StagedDecoder(stage, policy, options, groups).lead(partial(timed_texts, context, tokenizer))
+    if made is None:
+        return []
+    generations, metrics = made
+    final |= metrics
     return generations
+
+
+def timed_texts(context: TaskContext, tokenizer: Tokenizer, decoder: Decoder) -> tuple[list[Generation], dict[str, float]]:
+    """The continuations of `decoding.prompts`, and metrics of how that went."""
+    config, started = context.config, time.perf_counter()
+    generations = generate_texts(decoder, tokenizer, config.decoding.prompts, config.decoding, config.seed)
+    seconds = time.perf_counter() - started
+    tokens = sum(len(generation.tokens) for generation in generations)
+    speed = tokens / max(seconds, 1e-9)  # all prompts together, prefill included
+    return generations, {names.GENERATE_TOKENS_PER_SECOND: speed, **speculation(decoder.steps)}
 
 
 def continue_prompts(context: TaskContext, stage: Stage) -> list[Generation]:

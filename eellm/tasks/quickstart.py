@@ -41,7 +41,7 @@ def decode(context: TaskContext, recorder: Recorder, device: torch.device) -> di
     plan = Plan.of(config, corpus.vocab_size)
     with groups_of(plan, device, config.seed) as groups:
         stage = load_trained(config, plan, groups).stages[0]
-        rows = compared_modes(config, stage, corpus)
+        rows = compared_modes(config, stage, groups, corpus)
         exiting = with_policy(alone, {"threshold": sample_threshold(rows, config)})
         full = with_policy(alone, {"kind": "never"})
         write_generations(alone, [*continue_prompts(exiting, stage), *continue_prompts(full, stage)])

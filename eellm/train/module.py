@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from eellm.config.schema import Config
 from eellm.data.batch import GlobalBatch
 from eellm.data.batches import loaders
 from eellm.data.corpus import Corpus
+from eellm.device_clock import wait_for
 from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
 from eellm.engine.megatron import MegatronEngine
 from eellm.engine.protocol import Losses
@@ -80,7 +82,7 @@ class EarlyExitModule(LightningModule):
         self.speed = Speedometer(
             flops_per_token=training_flops(spec, config.data.sequence_length),
             world_size=groups.layout.world_size,
-            synchronise=torch.cuda.synchronize if groups.device.type == "cuda" else lambda: None,
+            synchronise=partial(wait_for, groups.device),
         )
 
     def _build_chunks(self) -> Chunks:

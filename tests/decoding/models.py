@@ -48,10 +48,10 @@ def build(spec_: ModelSpec, tp: int = 1, dtype: str = "fp32") -> Stage:
     return build_stages(spec_, plan, groups, transformer_config(spec_, layout, dtype), SEED)[0].eval().requires_grad_(False)
 
 
-def parameters(rank: int, spec_: ModelSpec) -> dict:
-    """Whole parameters by global name, as arrays."""
-    stage = build(spec_)
-    return {stage.global_name(name): parameter.detach().numpy() for name, parameter in stage.named_parameters()}
+def parameters(rank: int, spec_: ModelSpec, dtype: str = "fp32") -> dict:
+    """Whole parameters by global name, as arrays of fp32."""
+    stage = build(spec_, dtype=dtype)
+    return {stage.global_name(name): parameter.detach().float().numpy() for name, parameter in stage.named_parameters()}
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from eellm.decoding.counters import Counters
 from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.generation import Generation, generate_texts
 from eellm.decoding.kv_cache import KVCache
+from eellm.decoding.pipeline import Pipelined
 from eellm.decoding.pipeline_follower import Follower
-from eellm.decoding.pipeline_links import MAX_IN_FLIGHT
 from eellm.decoding.pipeline_messages import Message
 from eellm.decoding.policy import Policy
 from eellm.engine.chunks import build_stages
@@ -33,12 +33,13 @@ PIPELINED = DecoderOptions("pipeline")
 
 @dataclass(frozen=True)
 class Cut:
-    """How a model is spread over ranks."""
+    """How a model is spread over ranks, and the type of its weights."""
 
     pp: int = 1
     tp: int = 1
     layers_per_stage: tuple[int, ...] | None = None
     boundary: str = "end"
+    dtype: str = "fp32"
 
     @property
     def layout(self) -> ParallelLayout:
@@ -73,7 +74,7 @@ class Result:
 def build(spec: ModelSpec, cut: Cut) -> tuple[Stage, Groups]:
     plan = plan_stages(spec, cut.layout, list(cut.layers_per_stage) if cut.layers_per_stage else None, cut.boundary)
     groups = init_groups(cut.layout, torch.device("cpu"), tied_stages(spec, plan))
-    return build_stages(spec, plan, groups, transformer_config(spec, cut.layout, "fp32"), SEED)[0].eval(), groups
+    return build_stages(spec, plan, groups, transformer_config(spec, cut.layout, cut.dtype), SEED)[0].eval(), groups
 
 
 def serve(rank: int, spec: ModelSpec, cut: Cut, works: list[Work]) -> list[Result]:
@@ -109,43 +110,52 @@ def contents(kv: KVCache | None) -> dict[tuple[str, int], tuple[np.ndarray, np.n
     assert kv is not None
     slots = range(kv.shape.sequences)
     return {
-        (layer, slot): tuple(part.transpose(0, 1).numpy() for part in kv.read(layer, slot))
+        (layer, slot): tuple(part.transpose(0, 1).float().numpy() for part in kv.read(layer, slot))
         for layer in kv.layers
         for slot in slots
     }
 
 
-def run_ahead(rank: int, spec: ModelSpec, policy: Policy, folder: Path, count: int) -> list[bool]:
-    """Before which of `count` tokens the second stage has gone on: it takes the prompt, and then nothing until
-    `MAX_IN_FLIGHT` tokens have been emitted without it."""
+def run_ahead(rank: int, spec: ModelSpec, policy: Policy, folder: Path, count: int) -> list[int]:
+    """How many messages the first stage is ahead of the second with each of `count` tokens: sent, and not asked for yet.
+
+    The second stage takes the prompt, and asks for nothing more until the first one waits for room.
+    """
     stage, groups = build(spec, Cut(2))
-    enough, released = folder / "enough", folder / "released"
+    waits, asked = folder / "waits", folder / "asked"
     if groups.pp_rank:
         follower = Follower(stage, policy, PIPELINED, groups)
-        receive, received = follower.links.receive, []
+        receive = follower.links.receive
 
         def held() -> Message:
-            if len(received) == 1:
-                wait_for(enough)
-                time.sleep(0.3)
-                released.touch()
-            received.append(receive())
-            return received[-1]
+            if asked.exists():
+                wait_for(waits)
+            with asked.open("a") as file:
+                file.write(".")
+            return receive()
 
         follower.links.receive = held
         follower.follow()
         return []
     decoder = Decoder(stage, policy, PIPELINED, groups)
+    assert isinstance(decoder.mode, Pipelined)
+    outbox = decoder.mode.links._messages
+    wait = outbox.wait
+
+    def watched(most: int = 0) -> None:
+        if len(outbox._batches) > most:
+            waits.touch()
+        wait(most)
+
+    outbox.wait = watched
     decoder.start((5, 17, 3), Request(count + 1))
     decoder.step()
-    gone_on = []
-    for number in range(1, count + 1):
+    ahead = []
+    for sent in range(2, count + 2):
         decoder.step()
-        gone_on.append(released.exists())
-        if number == MAX_IN_FLIGHT:
-            enough.touch()
+        ahead.append(sent - asked.stat().st_size)
     decoder.close()
-    return gone_on
+    return ahead
 
 
 def wait_for(file: Path) -> None:

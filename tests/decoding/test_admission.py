@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from eellm.decoding import memory
-from eellm.decoding.continuation import Request
+from eellm.decoding.continuation import Continuation, Request
 from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.lean_layer import DecodingContext, LeanLayer
 from eellm.decoding.policy import never_exit
@@ -91,6 +91,44 @@ def test_every_token_of_a_batch_passes_every_layer_once_in_order(thresholds: tup
         assert positions == list(range(lengths[slot])), (layer, slot)
         assert before[layer, slot] == positions[: len(before[layer, slot])]
     assert sum(map(len, before.values())) < sum(map(len, after.values())), "nothing was pending"
+
+
+def accounts(rank: int, spec_: ModelSpec, seed: int) -> tuple[int, int]:
+    """Requests that come and go under random options. After every step: each layer has passed the first tokens of each
+    sequence that runs, once and in order, and all others wait in front of it. Returns (tokens waiting at most, sequences)."""
+    draw, stage = random.Random(seed), build(spec_)
+    thresholds = tuple(draw.uniform(0.1, 0.8) for _ in spec_.exits)
+    chosen = policy(spec_, "max_probability", thresholds, least=draw.randrange(3))
+    decoder = Decoder(stage, chosen, DecoderOptions("catch_up", draw.choice([None, 2, 5]), max_batch=draw.randint(2, 4)))
+    sequences, most = [], 0
+    seen: dict[tuple[str, Continuation], list[int]] = {}
+
+    def record(layer: LeanLayer, context: DecodingContext) -> None:
+        owners = {sequence.queue.slot: sequence for sequence in decoder.running}
+        for span in context.kv.spans:
+            seen.setdefault((layer.name, owners[span.slot]), []).extend(span.positions)
+
+    requests = random_requests(12, seed)
+    with watching(record):
+        while len(sequences) < len(requests) or any(sequence.end is None for sequence in sequences):
+            if len(sequences) < len(requests) and draw.random() < 0.7:
+                sequences.append(decoder.submit(*requests[len(sequences)]))
+            decoder.step()
+            for sequence in decoder.running:
+                waiting = 0
+                for segment, boundary in zip(decoder.model.segments, sequence.queue.before, strict=True):
+                    waiting += boundary.waiting
+                    for layer in segment.layers:
+                        assert seen[layer.name, sequence] == list(range(len(sequence.ids) - 1 - waiting)), layer.name
+                most = max(most, waiting)
+    return most, len({sequence for _, sequence in seen})
+
+
+def test_no_state_is_lost_or_passes_twice() -> None:
+    spec_ = spec(exits=BLOCKS, vocab_size=31)
+    found = [workers.run(1, accounts, spec_, seed)[0] for seed in range(8)]
+    assert {sequences for _, sequences in found} == {12}
+    assert sorted(most for most, _ in found)[2] >= 2, "little was pending"
 
 
 def test_recomputing_passes_early_layers_again() -> None:

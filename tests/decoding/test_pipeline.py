@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,13 @@ from eellm.decoding.ragged import Span
 from eellm.decoding.sampling import SamplingOptions
 from eellm.model.spec import ExitSpec, ModelSpec
 from tests import workers
+from tests.decoding import oracle
 from tests.decoding.models import BLOCKS, MIXED_HEADS, policy, spec
 from tests.decoding.pipelines import PIPELINED, Cut, Result, Work, interrupted, run_ahead, serve, texts
+from tests.decoding.test_admission import random_requests
 from tests.decoding.test_generation import config, text_spec
 from tests.decoding.test_modes import PROMPTS
+from tests.decoding.test_modes import check as check_tokens
 
 SAMPLINGS = [SamplingOptions(*options) for options in ((0.0,), (0.8,), (1.0, 5), (1.3, 0, 0.9))]
 SIX_LAYERS = (ExitSpec(1, "block"), ExitSpec(2), ExitSpec(4, "mlp", tie_output=False), ExitSpec(5, "block"))
@@ -107,6 +111,31 @@ def check_kv(found: list[Result], exact: Result, tp: int) -> None:
             np.testing.assert_allclose(own, wanted, rtol=2e-4, atol=2e-4, err_msg=str(place))
 
 
+def test_each_request_is_served_as_if_alone() -> None:
+    """Requests of all kinds that come and go, against the same ones one after the other on one rank."""
+    spec_, count = spec(exits=BLOCKS, vocab_size=31), 60
+    requests = random_requests(count, seed=5)
+    arrivals = sorted(random.Random(5).randrange(count) for _ in range(count))
+    chosen = policy(spec_, "max_probability", (0.7, 0.4, 0.3), least=1)
+    work = Work(chosen, requests, replace(PIPELINED, max_batch=7), arrivals)
+    alone = replace(work, options=DecoderOptions(), arrivals=[])
+    (exact,) = workers.run(1, serve, spec_, Cut(), [alone])[0]
+    ((found,), _) = workers.run(2, serve, spec_, Cut(2), [work])
+    assert found.ends == exact.ends
+    assert {"eos", "length"} <= set(found.ends)
+    compare(found.tokens, exact.tokens)
+    assert {token.head for tokens in found.tokens for token in tokens} == set(spec_.heads)
+
+
+def test_a_threshold_out_of_reach_is_the_plain_model() -> None:
+    """At any batch size: exits are asked on every stage, none is trusted."""
+    spec_ = spec()
+    never = policy(spec_, "max_probability", 1.5)
+    works = [Work(never, [(prompt, Request(12)) for prompt in PROMPTS], replace(PIPELINED, max_batch=size)) for size in (1, 3, 8)]
+    for found in workers.run(2, serve, spec_, Cut(2), works)[0]:
+        assert check_tokens(spec_, found.tokens, oracle.Rule("never")) == {"final": 12 * len(PROMPTS)}
+
+
 def test_every_row_passes_every_layer_once() -> None:
     """On each stage, whoever has emitted: its layers times the tokens that entered, the last one of each sequence never does."""
     spec_ = spec(exits=(ExitSpec(1), ExitSpec(2)))
@@ -133,10 +162,14 @@ def test_a_batch_at_full_depth_fills_the_stages() -> None:
 
 
 def test_the_first_stage_runs_ahead_up_to_the_bound(tmp_path: Path) -> None:
-    """Its exit emits without the second stage, which is held back; and does wait where too much is under way."""
+    """Its exit emits without the second stage, which is held back; and does wait where too much is under way.
+
+    A message is on its way until the receiver asks for it, so what is counted is never more than what the bound counts.
+    """
     spec_ = spec()
-    found = workers.run(2, run_ahead, spec_, policy(spec_, "fixed_layer", 0.0, (1,)), tmp_path, MAX_IN_FLIGHT + 3)[0]
-    assert found == [False] * MAX_IN_FLIGHT + [True] * 3
+    found = workers.run(2, run_ahead, spec_, policy(spec_, "fixed_layer", 0.0, (1,)), tmp_path, MAX_IN_FLIGHT + 12)[0]
+    assert found[:MAX_IN_FLIGHT] == list(range(1, MAX_IN_FLIGHT + 1))
+    assert max(found) == MAX_IN_FLIGHT
 
 
 def test_a_token_on_its_way_to_nobody() -> None:

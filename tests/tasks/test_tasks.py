@@ -120,13 +120,31 @@ def test_evaluate_a_checkpoint_on_another_layout(layout: str, finished: tuple[Pa
             assert (evaluated[column] if column == "head" else float(evaluated[column])) == wanted
 
 
-def test_benchmark_of_a_checkpoint_reads_its_own_text(finished: tuple[Path, str], folder: Path) -> None:
-    run = folder / "benchmark"
-    short = ["benchmark.pairs=1", "benchmark.batches=[2]", "benchmark.thresholds=[0.0]", "decoding.max_new_tokens=6"]
-    overrides = ["benchmark.decodings=[catch_up]", *short, f"hydra.run.dir={run}"]
+def test_evaluate_over_pipeline_stages(finished: tuple[Path, str], folder: Path) -> None:
+    """The pipeline at every threshold is what the quickstart's catching up was on one rank, on the same prompts."""
+    run = folder / "evaluate_pipeline"
+    overrides = ["evaluation.speed_thresholds=[0.0,0.5]", "decoding.max_new_tokens=6", "evaluation.batches=2"]
+    command("task=evaluate", f"checkpoint={finished[0]}", "parallel=pp2", "decoding=pipeline", *overrides, f"hydra.run.dir={run}")
+    rows, trained_rows = table(run / "speed_quality.csv"), table(finished[0] / "speed_quality.csv")
+    assert [row["decoding"] for row in rows] == ["full", "pipeline", "pipeline"]
+    for own, wanted in zip(rows, trained_rows, strict=True):
+        for column in ("policy", "threshold", "agreement", "mean_layers", "share_exit_01", "share_final"):
+            assert own[column] == wanted[column], column
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["generate/agreement"] >= 0.95
+    assert metrics["generate/tokens_per_second"] in {float(row["tokens_per_second"]) for row in rows}
+
+
+@pytest.mark.parametrize(("layout", "mode"), [("single", "catch_up"), ("pp2", "pipeline")])
+def test_benchmark_of_a_checkpoint_reads_its_own_text(layout: str, mode: str, finished: tuple[Path, str], folder: Path) -> None:
+    run = folder / f"benchmark_{layout}"
+    short = ["benchmark.pairs=1", "benchmark.thresholds=[0.0]", "decoding.max_new_tokens=6"]
+    short += ["benchmark.batches=[2]"] if layout == "single" else []
+    overrides = [f"parallel={layout}", f"benchmark.decodings=[{mode}]", *short, f"hydra.run.dir={run}"]
     command("task=benchmark", "benchmark=decoding", f"checkpoint={finished[0]}", *overrides)
-    _, zero = table(run / "speed_quality.csv")
-    for column in ("decoding", "policy", "threshold", "agreement", "mean_layers", "share_exit_01"):
+    full, zero = table(run / "speed_quality.csv")
+    assert (full["decoding"], zero["decoding"]) == ("full", mode)
+    for column in ("policy", "threshold", "agreement", "mean_layers", "share_exit_01"):
         assert zero[column] == table(finished[0] / "speed_quality.csv")[1][column]
 
 

@@ -19,10 +19,7 @@ from eellm.errors import Problem
 
 Problems = Iterator[Problem]
 
-_READ_ON_ONE_STAGE = (
-    *("benchmark.decodings", "benchmark.thresholds", "benchmark.batches"),
-    *("decoding.draft_length", "decoding.max_pending"),
-)
+_READ_ON_ONE_STAGE = ("benchmark.batches", "decoding.draft_length", "decoding.max_pending")
 
 
 def runs_are_named_where_they_are_read(
@@ -81,7 +78,8 @@ def overrides_act_on_the_stages(
 ) -> Problems:
     """Over several stages benchmark=decoding times full depth and the pipeline, for a single user."""
     for override in request.parsed if measures_decoding(task, benchmark) and parallel.pp > 1 else ():
-        if override.key in _READ_ON_ONE_STAGE:
+        others = override.key == "benchmark.decodings" and set(benchmark.decodings) | {"full"} != {"full", "pipeline"}
+        if others or override.key in _READ_ON_ONE_STAGE:
             reason = f"over several stages only full depth and the pipeline are timed (parallel.pp={parallel.pp})"
             yield Problem(override.key, typed_value(override), reason, "leave it out, or parallel.pp=1")
 

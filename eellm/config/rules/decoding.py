@@ -21,6 +21,8 @@ from eellm.model.spec import per_exit
 
 Problems = Iterator[Problem]
 
+_ONE_STAGE = "there is one pipeline stage (parallel.pp=1)"
+
 
 def policy_fits_the_exits(model: ModelConfig, exits: ExitsConfig, exit_policy: ExitPolicyConfig) -> Problems:
     layers = exit_layers(model, exits)
@@ -51,9 +53,15 @@ def thresholds_lie_in_range(exit_policy: ExitPolicyConfig) -> Problems:
 
 
 def decoding_runs_on_one_replica(
-    task: TaskConfig, benchmark: BenchmarkConfig, parallel: ParallelConfig, request: Request
+    task: TaskConfig,
+    benchmark: BenchmarkConfig,
+    evaluation: EvaluationConfig,
+    decoding: DecodingConfig,
+    parallel: ParallelConfig,
+    request: Request,
 ) -> Problems:
-    if task.name != "generate" and not measures_decoding(task, benchmark):
+    over_stages = _compares_over_stages(task, evaluation, decoding)
+    if task.name != "generate" and not over_stages and not measures_decoding(task, benchmark):
         return
     for key, size in (("vp", parallel.vp), ("dp", request.data_parallel(parallel) or 1)):
         if size > 1:
@@ -64,18 +72,38 @@ def decoding_runs_on_one_replica(
         yield Problem("parallel.sequence_parallel", True, reason, "parallel.sequence_parallel=false")
 
 
-def the_mode_suits_the_stages(
+def quickstart_decodes_on_one_rank(task: TaskConfig, evaluation: EvaluationConfig, decoding: DecodingConfig) -> Problems:
+    if task.name != "quickstart":
+        return
+    reason = "task=quickstart decodes on one rank"
+    if decoding.mode == "pipeline":
+        yield Problem("decoding.mode", "pipeline", reason, "decoding=catch_up")
+    if "pipeline" in (evaluation.decodings or []):
+        yield Problem("evaluation.decodings", evaluation.decodings, reason, "catch_up in place of pipeline")
+
+
+def _compares_over_stages(task: TaskConfig, evaluation: EvaluationConfig, decoding: DecodingConfig) -> bool:
+    return task.name == "evaluate" and "pipeline" in evaluation.compared_modes(decoding.mode)
+
+
+def compared_modes_suit_the_stages(
     task: TaskConfig, evaluation: EvaluationConfig, decoding: DecodingConfig, parallel: ParallelConfig
 ) -> Problems:
+    if not _compares_over_stages(task, evaluation, decoding):
+        return
+    modes, given = evaluation.compared_modes(decoding.mode), evaluation.decodings
+    path, value = ("decoding.mode", decoding.mode) if given is None else ("evaluation.decodings", given)
+    if parallel.pp == 1:
+        yield Problem(path, value, _ONE_STAGE, "parallel=pp2, or catch_up in place of pipeline, which makes the same tokens")
+    elif set(modes) != {"pipeline"}:
+        reason = "pipeline decodes over the stages, the other modes on one rank: there is no common full depth"
+        yield Problem(path, value, reason, "evaluation.decodings=[pipeline], or leave pipeline out")
+
+
+def the_mode_suits_the_stages(task: TaskConfig, decoding: DecodingConfig, parallel: ParallelConfig) -> Problems:
     mode, pp = decoding.mode, parallel.pp
-    if task.name == "evaluate" and "pipeline" in evaluation.compared_modes(mode):
-        fix = "decoding=catch_up, which makes the same tokens, or task=benchmark benchmark=decoding parallel=pp2 for its speed"
-        yield Problem("decoding.mode", "pipeline", "task=evaluate decodes on one rank", fix)
-    if task.name == "quickstart" and mode == "pipeline":
-        yield Problem("decoding.mode", mode, "task=quickstart decodes on one rank", "decoding=catch_up")
-    elif task.name == "generate" and mode == "pipeline" and pp == 1:
-        reason = "there is one pipeline stage (parallel.pp=1)"
-        yield Problem("decoding.mode", mode, reason, "parallel=pp2, or decoding=catch_up")
+    if task.name == "generate" and mode == "pipeline" and pp == 1:
+        yield Problem("decoding.mode", mode, _ONE_STAGE, "parallel=pp2, or decoding=catch_up")
     elif task.name == "generate" and mode not in ("pipeline", "full") and pp > 1:
         reason = f"needs the whole model on one stage (parallel.pp={pp})"
         yield Problem("decoding.mode", mode, reason, "decoding=pipeline or decoding=full, or parallel.pp=1")
@@ -104,8 +132,8 @@ def there_are_tokens_to_time(
 
 def a_benchmark_times_what_the_stages_run(task: TaskConfig, benchmark: BenchmarkConfig, parallel: ParallelConfig) -> Problems:
     if measures_decoding(task, benchmark) and parallel.pp == 1 and "pipeline" in benchmark.decodings:
-        reason, fix = "there is one pipeline stage (parallel.pp=1)", "leave pipeline out, or time it with parallel=pp2"
-        yield Problem("benchmark.decodings", benchmark.decodings, reason, fix)
+        fix = "leave pipeline out, or time it with parallel=pp2"
+        yield Problem("benchmark.decodings", benchmark.decodings, _ONE_STAGE, fix)
 
 
 def a_timed_pipeline_has_exits(
@@ -123,6 +151,20 @@ def a_timed_pipeline_has_exits(
         yield Problem("exits.layers", layers, reason, "a model with exits, or parallel.pp=1")
     elif exit_policy.kind == "never":
         yield Problem("exit_policy.kind", "never", reason, "another exit_policy, or parallel.pp=1")
+    elif exit_policy.active == []:
+        yield Problem("exit_policy.active", [], reason, f"choose from {layers}, null for all, or parallel.pp=1")
+
+
+def a_compared_pipeline_has_exits(
+    task: TaskConfig, evaluation: EvaluationConfig, decoding: DecodingConfig, exit_policy: ExitPolicyConfig
+) -> Problems:
+    if not _compares_over_stages(task, evaluation, decoding):
+        return
+    reason = "without exits the pipeline is full depth, which it is compared with"
+    if exit_policy.kind == "never":
+        yield Problem("exit_policy.kind", "never", reason, "another exit_policy, or evaluation.decodings=[]")
+    elif exit_policy.active == []:
+        yield Problem("exit_policy.active", [], reason, "null for all exits, or evaluation.decodings=[]")
 
 
 def drafts_have_exits(exit_policy: ExitPolicyConfig, decoding: DecodingConfig, task: TaskConfig) -> Problems:
@@ -140,12 +182,15 @@ RULES: list[Callable[..., Problems]] = [
     policy_fits_the_exits,
     thresholds_lie_in_range,
     decoding_runs_on_one_replica,
+    quickstart_decodes_on_one_rank,
+    compared_modes_suit_the_stages,
     the_mode_suits_the_stages,
     thresholds_are_given,
     new_tokens_fit,
     there_are_tokens_to_time,
     a_benchmark_times_what_the_stages_run,
     a_timed_pipeline_has_exits,
+    a_compared_pipeline_has_exits,
     drafts_have_exits,
     prompts_are_given,
 ]

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
+from eellm.benchmark.speed_quality import following, speed_against_quality, swept
 from eellm.config.schema import DecodingConfig, ExitPolicyConfig
-from eellm.decoding.benchmark import following, speed_against_quality, swept
 from eellm.decoding.continuation import Request
 from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.kv_cache import KVCache
@@ -17,15 +17,17 @@ from eellm.metrics.tables import TableRow
 from eellm.model.spec import ModelSpec
 from tests import workers
 from tests.decoding import oracle
-from tests.decoding.models import build, spec
+from tests.decoding.models import spec
+from tests.decoding.pipelines import Cut, build
 from tests.decoding.test_decoder import weights
 
 COUNT = 12
 PROMPTS = [(5, 17, 3), (42, 8, 1, 30, 2), (60,)]
 THRESHOLDS = [1.5, 0.5, 0.0]
+ONE_RANK = Cut()
 
 
-def decoding_config() -> DecodingConfig:
+def decoding_config(max_pending: int | None = 3) -> DecodingConfig:
     return DecodingConfig(
         mode="catch_up",
         prompts=[],
@@ -33,7 +35,7 @@ def decoding_config() -> DecodingConfig:
         max_batch=1,
         max_tokens=None,
         draft_length="auto",
-        max_pending=3,
+        max_pending=max_pending,
         temperature=0.0,
         top_k=0,
         top_p=1.0,
@@ -46,10 +48,12 @@ def policy_config(kind: str, active: tuple[int, ...] = (1, 3), layer: int | None
     return ExitPolicyConfig(kind=kind, threshold=0.8, layer=layer, active=list(active), min_new_tokens=2, calibration=None)
 
 
-def table(rank: int, spec_: ModelSpec, modes: tuple[str, ...]) -> list[TableRow]:
-    decoding = decoding_config()
+def table(
+    rank: int, spec_: ModelSpec, modes: tuple[str, ...], cut: Cut = ONE_RANK, max_pending: int | None = 3
+) -> list[TableRow]:
+    decoding = decoding_config(max_pending)
     settings = swept(modes, decoding, policy_config("max_probability"), THRESHOLDS, spec_)
-    return speed_against_quality(build(spec_), PROMPTS, settings, decoding, repeats=2)
+    return speed_against_quality(*build(spec_, cut), PROMPTS, settings, decoding, repeats=2)
 
 
 def agreement(spec_: ModelSpec, parameters: dict, rule: oracle.Rule) -> float:
@@ -112,6 +116,25 @@ def test_every_mode_at_every_threshold() -> None:
     assert caught_up[-1]["agreement"] < 1.0
 
 
+@pytest.mark.dist
+@pytest.mark.parametrize("cut", [Cut(pp=2), Cut(pp=2, tp=2, layers_per_stage=(3, 1))], ids=["pp2", "tp2 x pp2"])
+def test_over_stages_the_table_is_that_of_one_rank(cut: Cut) -> None:
+    """The pipeline emits what catching up emits, and full depth is full depth; times are their own."""
+    spec_ = spec()
+    ranks = workers.run(cut.pp * cut.tp, table, spec_, ("pipeline",), cut, None)
+    alone = workers.run(1, table, spec_, ("catch_up",), ONE_RANK, None)[0]
+    assert ranks[cut.tp :] == [[]] * cut.tp, "later stages have no tokens to speak of"
+    for rows in ranks[: cut.tp]:
+        assert [row["decoding"] for row in rows] == ["full", "pipeline", "pipeline", "pipeline"]
+        for own, wanted in zip(rows, alone, strict=True):
+            assert own.keys() == wanted.keys()
+            for column in wanted.keys() - {"decoding", "tokens_per_second", "speedup"}:
+                assert own[column] == wanted[column], column
+            assert own["tokens_per_second"] > 0
+            assert own["speedup"] > 0
+    assert alone[1]["agreement"] == 1.0 > alone[2]["agreement"] > alone[3]["agreement"]
+
+
 def test_policies_without_thresholds_are_measured_once_and_patience_counts() -> None:
     spec_, decoding = spec(), decoding_config()
 
@@ -146,7 +169,7 @@ def test_a_setting_has_one_cache_for_all_prompts() -> None:
 
 
 def followed(rank: int, spec_: ModelSpec, text: list[int]) -> tuple[list[int], list[int]]:
-    stage = build(spec_)
+    stage, _ = build(spec_, ONE_RANK)
     exits = swept(["self_speculative"], decoding_config(), policy_config("max_probability"), [0.0], spec_)[1]
     full = Decoder(stage, never_exit(spec_), DecoderOptions("full"))
     drafts = Decoder(stage, exits.policy, DecoderOptions("self_speculative", draft_length=3))
