@@ -22,8 +22,11 @@ class MatrixProducts:
     """Work: as many steps' products, at the model's dtype; replayed from a graph where full depth's steps are."""
 
     @torch.inference_mode()
-    def __init__(self, stage: Stage, steps: int, capture: Capture | None = None):
-        self.steps, self.matrices = steps, step_matrices(stage)
+    def __init__(self, stage: Stage, steps: int, capture: Capture | None = None, by_rows: bool = False):
+        """`by_rows`: of copies that stand in memory as torch.nn.Linear keeps them, whatever decoding does with the model's."""
+        self.steps, self.matrices, self.by_rows = steps, step_matrices(stage), by_rows
+        if by_rows:
+            self.matrices = [weight.contiguous() for weight in self.matrices]
         self._vectors = {weight.shape[1]: torch.randn_like(weight[:1]) for weight in self.matrices}
         self._step: Run = (capture or _capture_of(stage, self.matrices[-1].device))(self._products)
 

@@ -62,7 +62,7 @@ def swept(
     policies = [policy for number, policy in enumerate(policies) if policy.active and policy not in policies[:number]]
     options = [replace(DecoderOptions.of(decoding), mode=mode, max_batch=1, max_tokens=None) for mode in modes if mode != "full"]
     others = [Setting(mode, policy) for mode in options for policy in policies]
-    return [Setting(DecoderOptions("full"), never_exit(spec)), *others]
+    return [Setting(DecoderOptions("full", compile=decoding.compile), never_exit(spec)), *others]
 
 
 @dataclass

@@ -44,7 +44,7 @@ TASK_READS: dict[str, tuple[str, ...]] = {
         *("model", "exits", "loss_weights", "parallel", "schedule", "tokenizer", "precision", "benchmark", "logger"),
         *("data.sequence_length", "data.micro_batch_size", "data.global_batch_size"),
         *("trainer.recompute", "trainer.loss_chunk"),
-        *("decoding.max_new_tokens", "decoding.max_pending", "decoding.draft_length", "exit_policy"),
+        *("decoding.max_new_tokens", "decoding.max_pending", "decoding.draft_length", "decoding.compile", "exit_policy"),
     ),
     "prepare_data": ("prepare", "data", "tokenizer"),
 }

@@ -322,6 +322,8 @@ class DecodingConfig(Node):
     """Texts that end a generation."""
     stop_at_eos: bool
     """End a generation at the end-of-document token."""
+    compile: bool
+    """Compile steps on the CPU, with its C++ compiler: a minute at first, then faster where layers are small."""
 
 
 class ExitPolicyConfig(Node):

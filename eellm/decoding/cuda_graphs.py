@@ -1,4 +1,5 @@
-"""Decode steps as CUDA graphs: a segment's pass over one new row per sequence is captured once and replayed.
+"""Decode steps as CUDA graphs: a segment's pass over one new row per sequence is captured once and replayed. On the CPU the
+same steps can be compiled (`eellm.decoding.compiled_steps`); a graph is then the compiled function.
 
 A replay repeats the kernels of the capture, so everything that changes from step to step stands in tensors that stay where
 they are: hidden states, positions, places in the cache. Row i of a graph belongs to slot i. There is a graph for each segment,
@@ -92,6 +93,11 @@ class SegmentGraphs:
     def forget(self) -> None:
         """Drop all graphs, and with them the cache that they read and write."""
         self._cache, self._steps = None, {}
+
+    @property
+    def captured(self) -> int:
+        """Graphs at hand."""
+        return sum(step.replay is not None for step in self._steps.values())
 
     def serves(self, spans: Sequence[Span]) -> bool:
         """One new row per sequence, and nothing to agree on with other ranks."""

@@ -34,7 +34,7 @@ class DecoderOptions:
 
     `draft_length`: tokens that exits draft before the full model verifies them. `max_batch` sequences run at a time, each
     of at most `max_tokens`, prompt included; None: as many as the requests at hand ask for. On several stages the mode is
-    `pipeline`, or `full`: the same without exits.
+    `pipeline`, or `full`: the same without exits. `compile`: see `eellm.decoding.compiled_steps`.
     """
 
     mode: DecodingMode = "catch_up"
@@ -42,10 +42,12 @@ class DecoderOptions:
     draft_length: int | Literal["auto"] = "auto"
     max_batch: int = 1
     max_tokens: int | None = None
+    compile: bool = False
 
     @classmethod
     def of(cls, config: DecodingConfig) -> DecoderOptions:
-        return cls(config.mode, config.max_pending, config.draft_length, config.max_batch, config.max_tokens)
+        bounds = (config.max_pending, config.draft_length, config.max_batch, config.max_tokens)
+        return cls(config.mode, *bounds, config.compile)
 
 
 CATCH_UP = DecoderOptions()
@@ -64,7 +66,7 @@ class Decoder:
         assert stage.pre_process, "later stages follow"
         self.options = options
         self.policy = effective_policy(policy, options, stage.spec)
-        self.runner = SegmentRunner(InferenceModel(stage, self.policy.active))
+        self.runner = SegmentRunner(InferenceModel(stage, self.policy.active), options.compile)
         self.mode = _mode(self.runner, self.policy, options, groups)
         self.prefill, self.steps = Counters(), Counters()
         self.running: list[Continuation] = []

@@ -83,11 +83,11 @@ def leave_early(
         if any(rows):
             for row, number in enumerate(asking):
                 said[number] = reading.at(row) if rows[row] else None
-            staying = (~leaving).nonzero().squeeze(1)
-            seen = [select(statistics, staying) for statistics in seen]
             going = [number for number in going if said[number] is None]
             if not going:
                 break
+            staying = (~leaving).nonzero().squeeze(1)
+            seen = [select(statistics, staying) for statistics in seen]
     return said
 
 

@@ -26,7 +26,7 @@ class Follower:
     def __init__(self, stage: Stage, policy: Policy, options: DecoderOptions, groups: Groups):
         self.options = options
         policy = effective_policy(policy, options, stage.spec)
-        self.runner = SegmentRunner(InferenceModel(stage, policy.active))
+        self.runner = SegmentRunner(InferenceModel(stage, policy.active), options.compile)
         self.links = links_between(groups, self.runner.model, policy, options)
         self.prefill, self.steps = Counters(), Counters()
         self.kv: KVCache | None = None

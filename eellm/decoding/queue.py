@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from eellm.decoding.compiled_steps import compiled
 from eellm.decoding.counters import Counters
 from eellm.decoding.cuda_graphs import SegmentGraphs
 from eellm.decoding.kv_cache import KVCache
@@ -88,12 +89,16 @@ class SegmentRunner:
     """Takes the waiting tokens of many sequences through a segment, or to a head, in one forward.
 
     `advance(queues, 0)`, `advance(queues, 1)`, .. with ever fewer queues is a token's way until it leaves. All queues have
-    slots of one KV cache. `counters` may be exchanged at any time. `graphs`, where there is CUDA, run what they can.
+    slots of one KV cache. `counters` may be exchanged at any time. `graphs` run what they can: where there is
+    CUDA, and on the CPU if steps are to be compiled.
     """
 
-    def __init__(self, model: InferenceModel):
+    def __init__(self, model: InferenceModel, compile_steps: bool = False):
         self.model, self.counters = model, Counters()
         self.graphs = SegmentGraphs(model) if model.device.type == "cuda" else None
+        if compile_steps and self.graphs is None:
+            self.graphs = SegmentGraphs(model, compiled)
+        model.spare_places = int(self.graphs is not None)  # rows without a token write there
         self._spans: list[Span] = []
         self._cache: KVCache | None = None
         self._shared: DecodingContext | None = None

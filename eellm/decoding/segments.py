@@ -59,7 +59,7 @@ class InferenceModel:
         self.dtype = stage.config.params_dtype
         self.vocabulary = stage.vocabulary
         self.device = next(stage.parameters()).device
-        self.spare_places = int(self.device.type == "cuda")  # graphs need one
+        self.spare_places = 0  # in a slot of its caches
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def cache(self, max_tokens: int, sequences: int = 1) -> KVCache:

@@ -23,7 +23,8 @@ NEW_TOKENS, PENDING = 12, 3
 PROMPTS = [[5, 17, 3], [42, 8, 1, 30, 2], [60]]
 SECONDS = {
     "full": [99.0, 4.0, 2.0, 5.0],
-    "products": [99.0, 3.0, 1.0, 4.5],
+    "by_rows": [99.0, 3.0, 1.0, 4.5],
+    "products": [99.0, 2.0, 1.0, 1.0],
     "catch_up": [99.0, 2.0, 2.0, 2.0],
     "self_speculative": [99.0, 4.0, 4.0, 4.0],
     "theirs": [99.0, 5.0, 4.0, 6.0],
@@ -44,7 +45,9 @@ class ListedSeconds:
         if isinstance(work, Generating):
             options = work.decoder.options
             return SECONDS[options.mode][number] * options.max_batch
-        return SECONDS["products" if isinstance(work, MatrixProducts) else "theirs"][number]
+        if isinstance(work, MatrixProducts):
+            return SECONDS["by_rows" if work.by_rows else "products"][number]
+        return SECONDS["theirs"][number]
 
 
 def subject(spec: ModelSpec, policy_: Policy, modes: tuple[str, ...]) -> Subject:

@@ -41,6 +41,7 @@ def decoding_config(max_pending: int | None = 3) -> DecodingConfig:
         top_p=1.0,
         stop=[],
         stop_at_eos=True,
+        compile=False,
     )
 
 

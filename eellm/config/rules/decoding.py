@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 
 from eellm.config.request import Request, measures_decoding
@@ -173,6 +175,13 @@ def drafts_have_exits(exit_policy: ExitPolicyConfig, decoding: DecodingConfig, t
         yield Problem("exit_policy.kind", "never", reason, "another exit_policy, or decoding=full")
 
 
+def a_compiler_is_there(decoding: DecodingConfig, device: str) -> Problems:
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+    if decoding.compile and device != "cuda" and not any(map(shutil.which, compilers)):
+        reason = f"steps become C++ on the CPU, and there is no {' or '.join(compilers)}"
+        yield Problem("decoding.compile", True, reason, "install g++, name one in the environment variable CXX, or leave it out")
+
+
 def prompts_are_given(task: TaskConfig, decoding: DecodingConfig) -> Problems:
     if task.name in ("generate", "quickstart") and not decoding.prompts:
         yield Problem("decoding.prompts", [], "nothing to continue", "'decoding.prompts=[\"import \"]'")
@@ -192,5 +201,6 @@ RULES: list[Callable[..., Problems]] = [
     a_timed_pipeline_has_exits,
     a_compared_pipeline_has_exits,
     drafts_have_exits,
+    a_compiler_is_there,
     prompts_are_given,
 ]
