@@ -84,7 +84,7 @@ class Decoder:
 
         Raises ConfigError where it is longer than the model's positions or the cache.
         """
-        sequence = Continuation(request, prompt_ids)
+        sequence = Continuation(request, prompt_ids, policy=self._policy_of(request))
         self._check_length(sequence)
         self._waiting.append(sequence)
         return sequence
@@ -134,6 +134,18 @@ class Decoder:
         while sequence.end is None:
             yield from [token for _, token in self.step()]
 
+    @property
+    def idle(self) -> bool:
+        """There is nothing to do."""
+        return not self._waiting and all(sequence.end is not None for sequence in self.running)
+
+    def _policy_of(self, request: Request) -> Policy:
+        if request.policy is None:
+            return self.policy
+        policy = effective_policy(request.policy, self.options, self.spec)
+        assert set(policy.active) <= set(self.policy.active), "the model is cut at the decoder's exits"
+        return policy
+
     def _admit(self) -> list[Continuation]:
         """Give free slots to the requests that have waited longest."""
         if not self.running and self._waiting:
@@ -178,7 +190,7 @@ def effective_policy(policy: Policy, options: DecoderOptions, spec: ModelSpec) -
 
 def links_between(groups: Groups, model: InferenceModel, policy: Policy, options: DecoderOptions) -> Links:
     """This stage's connections; all ranks of the groups make them."""
-    return Links(groups, WireFormat(model.spec, options.max_batch, len(policy.active)), model.dtype)
+    return Links(groups, WireFormat(model.spec, options.max_batch, policy), model.dtype)
 
 
 def _mode(runner: SegmentRunner, policy: Policy, options: DecoderOptions, groups: Groups | None) -> Mode:
@@ -187,6 +199,6 @@ def _mode(runner: SegmentRunner, policy: Policy, options: DecoderOptions, groups
         return Pipelined(runner, policy, links_between(groups, runner.model, policy, options))
     assert options.mode != "pipeline", "there is one stage"
     if options.mode == "self_speculative":
-        return SelfSpeculative(runner, policy, options.draft_length)
+        return SelfSpeculative(runner, options.draft_length)
     kind = RecomputeKV if options.mode == "kv_recompute" else CatchUp
-    return kind(runner, policy, options.max_pending)
+    return kind(runner, options.max_pending)

@@ -53,7 +53,7 @@ def thresholds_lie_in_range(exit_policy: ExitPolicyConfig) -> Problems:
 def decoding_runs_on_one_replica(
     task: TaskConfig, benchmark: BenchmarkConfig, parallel: ParallelConfig, request: Request
 ) -> Problems:
-    if task.name != "generate" and not measures_decoding(task, benchmark):
+    if task.name not in ("generate", "serve") and not measures_decoding(task, benchmark):
         return
     for key, size in (("vp", parallel.vp), ("dp", request.data_parallel(parallel) or 1)):
         if size > 1:
@@ -73,10 +73,10 @@ def the_mode_suits_the_stages(
         yield Problem("decoding.mode", "pipeline", "task=evaluate decodes on one rank", fix)
     if task.name == "quickstart" and mode == "pipeline":
         yield Problem("decoding.mode", mode, "task=quickstart decodes on one rank", "decoding=catch_up")
-    elif task.name == "generate" and mode == "pipeline" and pp == 1:
+    elif task.name in ("generate", "serve") and mode == "pipeline" and pp == 1:
         reason = "there is one pipeline stage (parallel.pp=1)"
         yield Problem("decoding.mode", mode, reason, "parallel=pp2, or decoding=catch_up")
-    elif task.name == "generate" and mode not in ("pipeline", "full") and pp > 1:
+    elif task.name in ("generate", "serve") and mode not in ("pipeline", "full") and pp > 1:
         reason = f"needs the whole model on one stage (parallel.pp={pp})"
         yield Problem("decoding.mode", mode, reason, "decoding=pipeline or decoding=full, or parallel.pp=1")
 
@@ -126,7 +126,7 @@ def a_timed_pipeline_has_exits(
 
 
 def drafts_have_exits(exit_policy: ExitPolicyConfig, decoding: DecodingConfig, task: TaskConfig) -> Problems:
-    if task.name == "generate" and decoding.mode == "self_speculative" and exit_policy.kind == "never":
+    if task.name in ("generate", "serve") and decoding.mode == "self_speculative" and exit_policy.kind == "never":
         reason = "decoding.mode=self_speculative drafts with exits"
         yield Problem("exit_policy.kind", "never", reason, "another exit_policy, or decoding=full")
 
