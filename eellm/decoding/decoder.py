@@ -119,6 +119,12 @@ class Decoder:
         return emitted
 
     @torch.inference_mode()
+    def reserve(self) -> None:
+        """Take the memory for keys and values now. Raises ConfigError where there is not enough."""
+        assert self.options.max_tokens is not None, "what requests will need is not known"
+        self._take_memory(self.options.max_tokens)
+
+    @torch.inference_mode()
     def drain(self) -> None:
         """Take all pending tokens through the whole model, so that the KV cache is complete."""
         self.mode.drain(self.running)
@@ -161,7 +167,9 @@ class Decoder:
 
     def _make_room(self) -> None:
         """A cache for the requests that wait, unless there is one."""
-        tokens = self.options.max_tokens or max(sequence.max_tokens for sequence in self._waiting)
+        self._take_memory(self.options.max_tokens or max(sequence.max_tokens for sequence in self._waiting))
+
+    def _take_memory(self, tokens: int) -> None:
         if self._kv is None or self._kv.shape.max_tokens < tokens:
             self._kv = None
             self.runner.forget()
