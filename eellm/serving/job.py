@@ -93,11 +93,13 @@ class Job:
             self.deliver(event)
 
     def _tell(self, continued: ContinuedText, everything: bool) -> None:
-        """Text that stays, and the tokens whose text that completes; of the last ones, what stands before a stop string."""
+        """Text that stays, and the tokens whose text that completes; nothing of a stop string."""
         text = continued.text
         upto = len(text) if everything else continued.settled
         ready = [held for held in self._held if everything or held[2] <= upto]
         self._held = self._held[len(ready) :]
+        if continued.cut is not None:
+            ready = [held for held in ready if held[1] < continued.cut]
         if ready or upto > self._given:
             self.deliver(Piece(text[self._given : upto], [Said(token, text[start:end]) for token, start, end in ready]))
         self._given = upto

@@ -111,8 +111,3 @@ class Ranks:
             replica.apply(tick)
         replica.close()
 
-
-def decoders_share(modes: Sequence[DecodingMode]) -> dict[DecodingMode, DecodingMode]:
-    """Mode -> the mode of the decoder that serves it: full depth is any mode's without exits."""
-    return {mode: next((other for other in modes if other in ("catch_up", "pipeline")), mode) if mode == "full" else mode for mode in modes}
-
