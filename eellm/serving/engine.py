@@ -10,13 +10,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
-from eellm.config.schema import Config, DecodingMode
+from eellm.config.schema import DecodingMode
 from eellm.data.tokenizer import Tokenizer
 from eellm.serving.errors import ApiError, stopping, too_slow
 from eellm.serving.job import Job
 from eellm.serving.ranks import Ranks, Replica, Submission, Tick
 from eellm.serving.statistics import Statistics
-from eellm.tasks.trained import trained_tokenizer
 
 _PATIENCE = 0.25
 """Seconds without work after which the engine looks up: was it asked to end, are the other ranks still there?"""
@@ -36,12 +35,6 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._running: dict[int, Job] = {}
         self._durations: deque[float] = deque([1.0], maxlen=64)
-
-    @classmethod
-    def of(cls, config: Config, replica: Replica, ranks: Ranks) -> Engine:
-        spec = next(iter(replica.decoders.values())).spec
-        serve = config.serve
-        return cls(replica, trained_tokenizer(config), ranks, serve.max_queue, serve.request_timeout, Statistics(spec))
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs, all or none. Raises ApiError where there is no room or the server ends."""

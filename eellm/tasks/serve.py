@@ -64,6 +64,7 @@ def serve(
     """This rank's part, until rank 0, which has the listener, is asked to end; returns metrics of what was done."""
     from eellm.serving.engine import Engine
     from eellm.serving.ranks import Ranks, Replica
+    from eellm.serving.statistics import Statistics
 
     config = context.config
     ranks = Ranks(groups, config.serve.rank_timeout)
@@ -83,7 +84,10 @@ def serve(
         ranks.follow(replica)
         return {}
     with closing(listener):
-        return _answer(context, offer_of(config, stage.spec, policy), Engine.of(config, replica, ranks), listener, asked_to_end)
+        offer, serve_ = offer_of(config, stage.spec, policy), config.serve
+        statistics = Statistics(stage.spec)
+        engine = Engine(replica, offer.tokenizer, ranks, serve_.max_queue, serve_.request_timeout, statistics)
+        return _answer(context, offer, engine, listener, asked_to_end)
 
 
 def _answer(
