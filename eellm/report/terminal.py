@@ -51,7 +51,9 @@ def print_report(run_dir: Path, console: Console | None = None) -> None:
 
 def print_address(address: str, model: str, run_dir: Path) -> None:
     """Where a server listens; at once, also into a file."""
-    print(f"{model} is served at {address} (page), {address}/v1 (API); Ctrl-C ends it. Log: {run_dir / 'access.jsonl'}", flush=True)
+    print(
+        f"{model} is served at {address} (page), {address}/v1 (API); Ctrl-C ends it. Log: {run_dir / 'access.jsonl'}", flush=True
+    )
 
 
 def print_speed(record: RunRecord, console: Console) -> None:

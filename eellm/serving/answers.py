@@ -98,9 +98,7 @@ class Form:
         return {
             "tokens": [self.tokenizer.spelled(one.token.id) for one in said],
             "token_logprobs": [one.token.logprob for one in said],
-            "top_logprobs": [
-                {self.tokenizer.spelled(id_): logprob for id_, logprob in one.token.alternatives} for one in said
-            ],
+            "top_logprobs": [{self.tokenizer.spelled(id_): logprob for id_, logprob in one.token.alternatives} for one in said],
             "text_offset": offsets,
         }
 

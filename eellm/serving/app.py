@@ -95,9 +95,12 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def malformed(http: Request, error: RequestValidationError) -> Response:
         found = error.errors()[0]
-        place = path_of(tuple(found["loc"][1:])) if found["type"] != "json_invalid" else ""
+        kind, location = found["type"], tuple(found["loc"][1:])
+        place = path_of(location, unknown=kind == "extra_forbidden") if kind != "json_invalid" else ""
         message = found["msg"].removeprefix("Value error, ")
-        return await told(http, wrong(place, message) if place else ApiError(400, f"The body is not what it should be: {message}."))
+        return await told(
+            http, wrong(place, message) if place else ApiError(400, f"The body is not what it should be: {message}.")
+        )
 
     @app.exception_handler(HTTPException)
     async def refused(http: Request, error: HTTPException) -> Response:

@@ -34,6 +34,8 @@ class Engine:
         self._news = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._running: dict[int, Job] = {}
+        self._turns: dict[str, int] = {}
+        """The last job of each client that is here."""
         self._durations: deque[float] = deque([1.0], maxlen=64)
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -126,14 +128,16 @@ class Engine:
         return stops
 
     def _admit(self) -> list[Submission]:
-        """Give free slots to those who wait; first to who has the fewest slots, so that nobody can take all of them."""
+        """Give free slots to those who wait: first to the client with the fewest, whose last turn is longest ago."""
         submissions = []
         shares = Counter(job.client for job in self._running.values())
+        self._turns = {job.client: self._turns.get(job.client, -1) for job in (*self._waiting, *self._running.values())}
         while admissible := [job for job in self._waiting if self._free_slots(job.mode)]:
-            job = min(admissible, key=lambda job: shares[job.client])
+            job = min(admissible, key=lambda job: (shares[job.client], self._turns[job.client]))
             self._waiting.remove(job)
             self._running[job.number] = job
             shares[job.client] += 1
+            self._turns[job.client] = job.number
             job.begin(self.tokenizer)
             submissions.append(Submission(job.number, job.mode, job.ids, job.request))
         return submissions

@@ -11,7 +11,9 @@ _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_
 class ApiError(Exception):
     """What a client is told. `param` names the field that is wrong; `code` is for programs."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None, retry_after: float | None = None):
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None, retry_after: float | None = None
+    ):
         super().__init__(message)
         self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
 

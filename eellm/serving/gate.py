@@ -98,7 +98,8 @@ class Gate:
 async def refuse(error: ApiError, entry: Entry, send: Send) -> None:
     entry.fields |= {"outcome": "refused" if error.status < 500 else "failed", "param": error.param, "code": error.code}
     body = json.dumps(error.body).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+    # hang up: the rest of a body that nobody reads would keep the connection busy
+    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close", **error.headers}
     coded = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": coded})
     await send({"type": "http.response.body", "body": body})

@@ -60,7 +60,9 @@ class Offer:
             "max_choices": self.limits.max_choices,
         }
 
-    def jobs(self, asked: CompletionRequest | ChatRequest, client: str, listener: Callable[[int], Callable[[Event], None]]) -> list[Job]:
+    def jobs(
+        self, asked: CompletionRequest | ChatRequest, client: str, listener: Callable[[int], Callable[[Event], None]]
+    ) -> list[Job]:
         """One job for each choice of the answer; `listener(index)` hears of it. Raises ApiError for what is not offered."""
         if asked.model is not None and asked.model != self.name:
             raise ApiError(404, f"model: there is no {asked.model[:100]!r} here, only {self.name!r}.", "model", "model_not_found")
@@ -115,7 +117,9 @@ class Offer:
         if given > self.limits.max_new_tokens:
             raise wrong(field, f"{given} tokens, and a request may have {self.limits.max_new_tokens}.")
         if prompt + given > self.context:
-            message = f"{field}: {prompt} tokens of the prompt and {given} new ones are more than the {self.context} of a sequence."
+            message = (
+                f"{field}: {prompt} tokens of the prompt and {given} new ones are more than the {self.context} of a sequence."
+            )
             raise ApiError(400, message, field, "context_length_exceeded")
         return given
 
@@ -148,7 +152,9 @@ class Offer:
             return Policy(own.kind, layers, tuple(thresholds[layer] for layer in layers), own.vocab_size, own.min_new_tokens)
         values = tuple(map(float, given)) if isinstance(given, list) else (float(given),) * len(layers)
         if len(values) != len(layers):
-            raise wrong("exit_threshold", f"{len(values)} for the {len(layers)} exits {list(layers)}: give one for all, or one each.")
+            raise wrong(
+                "exit_threshold", f"{len(values)} for the {len(layers)} exits {list(layers)}: give one for all, or one each."
+            )
         for value in values:
             self._check_threshold(value)
         return Policy(own.kind, layers, values, own.vocab_size, own.min_new_tokens)

@@ -110,4 +110,3 @@ class Ranks:
         while not (tick := self.share(None)).end:
             replica.apply(tick)
         replica.close()
-

@@ -5,6 +5,7 @@ What is not offered is refused, not ignored: a client that asks for it would tak
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -12,7 +13,18 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from eellm.config.schema import DecodingMode
 from eellm.decoding.continuation import MAX_ALTERNATIVES
 
-Text = Annotated[str, StringConstraints(min_length=1)]
+
+def _is_text(value: str) -> str:
+    """JSON can spell half a surrogate pair, which is no character."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"is no Unicode text: half a surrogate pair at {error.start}") from None
+    return value
+
+
+Text = Annotated[str, AfterValidator(_is_text)]
+SomeText = Annotated[Text, StringConstraints(min_length=1)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 MAX_STOPS = 16
 
@@ -34,9 +46,7 @@ Zero = Annotated[None, _neutral((0, 0.0))]
 Off = Annotated[None, _neutral((False,))]
 One = Annotated[None, _neutral((1,))]
 Nothing = Annotated[None, _neutral(({}, [], ""))]
-Stop = Annotated[
-    Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None, AfterValidator(_listed), Field(json_schema_extra={})
-]
+Stop = Annotated[SomeText | Annotated[list[SomeText], Field(max_length=MAX_STOPS)] | None, AfterValidator(_listed)]
 
 
 class StreamOptions(BaseModel):
@@ -51,7 +61,7 @@ class Generation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
-    model: str | None = None
+    model: Text | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens to generate; null = the server's default."""
     n: Annotated[int, Field(ge=1)] | None = None
@@ -73,9 +83,9 @@ class Generation(BaseModel):
     """For all exits or one per exit that may be taken; null = the server's."""
     exit_layers: Annotated[list[int], Field(min_length=1)] | None = None
     """Layers of the exits that may be taken; null = all that the server evaluates."""
-    user: str | None = None
+    user: Text | None = None
     """Accepted and not used."""
-    metadata: dict[str, str] | None = None
+    metadata: dict[Text, Text] | None = None
     """Accepted and not used."""
     frequency_penalty: Zero = None
     presence_penalty: Zero = None
@@ -83,7 +93,7 @@ class Generation(BaseModel):
 
 
 class CompletionRequest(Generation):
-    prompt: str | Annotated[list[str], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
+    prompt: Text | Annotated[list[Text], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
     """A text or token ids, or several of them; an empty text starts a document."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES)] | None = None
     """Most probable tokens to list at each place."""
@@ -104,15 +114,15 @@ class TextPart(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
-    name: str | None = None
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    name: Text | None = None
 
     @property
     def text(self) -> str:
@@ -143,12 +153,8 @@ FIELDS = {name for model in (CompletionRequest, ChatRequest, Message, TextPart, 
 """Names that may stand in an error's path; what else pydantic puts there says which type was tried."""
 
 
-def path_of(location: tuple[int | str, ...]) -> str:
-    """The field that a validation error is about, e.g. `messages.0.role`."""
-    parts: list[str] = []
-    for part in location:
-        unknown = isinstance(part, str) and part not in FIELDS
-        if unknown and parts:
-            break
-        parts.append(str(part))
-    return ".".join(parts)
+def path_of(location: tuple[int | str, ...], unknown: bool = False) -> str:
+    """The field that a validation error is about, e.g. `messages.0.role`; `unknown`: it is the last one that should not be."""
+    known = location[:-1] if unknown else location
+    parts = list(itertools.takewhile(lambda part: isinstance(part, int) or part in FIELDS, known))
+    return ".".join(map(str, [*parts, location[-1]] if unknown else parts))

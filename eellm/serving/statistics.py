@@ -27,7 +27,11 @@ class Statistics:
         self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts", **made)
         self.exits = Counter("exits", "Tokens by the head that emitted them", ["head"], **made)
         self.layers = Histogram(
-            "layers_per_token", "Layers in front of the emitting head", ["decoding"], buckets=range(1, spec.num_layers + 1), **made
+            "layers_per_token",
+            "Layers in front of the emitting head",
+            ["decoding"],
+            buckets=range(1, spec.num_layers + 1),
+            **made,
         )
         self.first_token = Histogram("time_to_first_token_seconds", "From arrival to the first token", buckets=_SECONDS, **made)
         self.seconds = Histogram("request_seconds", "From arrival to the last byte", ["path"], buckets=_SECONDS, **made)

@@ -35,7 +35,14 @@ def policies(kind: str, thresholds: tuple[float, ...]) -> list:
 
 
 def requests(kind: str, thresholds: tuple[float, ...]) -> list[tuple[tuple[int, ...], Request]]:
-    samplings = [SamplingOptions(), SamplingOptions(0.9), SamplingOptions(1.2, 7), SamplingOptions(), SamplingOptions(), SamplingOptions()]
+    samplings = [
+        SamplingOptions(),
+        SamplingOptions(0.9),
+        SamplingOptions(1.2, 7),
+        SamplingOptions(),
+        SamplingOptions(),
+        SamplingOptions(),
+    ]
     chosen = policies(kind, thresholds)
     return [
         (prompt, Request(10, sampling, seed=number, policy=policy, alternatives=number))
@@ -64,7 +71,8 @@ def test_each_request_is_as_alone_with_its_policy(kind: str, thresholds: tuple[f
         asked = [(prompt, replace(request, sampling=SamplingOptions())) for prompt, request in asked]
     together = Batch(SPEC, policy_of(SPEC, kind, 0.5), DecoderOptions(**options, max_batch=4), asked, [0, 0, 1, 2, 2, 3])
     alone = [
-        Batch(SPEC, request.policy, DecoderOptions(**options), [(prompt, replace(request, policy=None))]) for prompt, request in asked
+        Batch(SPEC, request.policy, DecoderOptions(**options), [(prompt, replace(request, policy=None))])
+        for prompt, request in asked
     ]
     batch, *singles = workers.run(1, decode_batches, [together, *alone])[0]
     heads = set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -23,5 +22,7 @@ def served(model: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     folder = tmp_path_factory.mktemp("served")
     template = folder / "template.jinja"
     template.write_text(TEMPLATE)
-    with service(model, folder / "run", f"serve.chat_template={template}", "decoding.max_batch=4") as running:
+    with service(
+        model, folder / "run", f"serve.chat_template={template}", "decoding.max_batch=4", "decoding.draft_length=3"
+    ) as running:
         yield running

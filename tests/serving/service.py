@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import httpx
@@ -31,6 +32,7 @@ MODEL = "reference_model"
 PROMPTS = ("import os\nimport ", "def main(", "class TestCase(unittest.TestCase):\n    def ", "    return ", "x = {", "for i in ")
 
 
+@cache
 def config_of(*overrides: str) -> Config:
     return compose(["task=serve", "device=cpu", "serve.port=0", "parallel.dp=1", *overrides])
 
@@ -46,7 +48,7 @@ class Loaded:
         """The prompt's continuation by a decoder made for it alone. `changes`: sampling, seed, stop."""
         config, tokenizer = config_of(f"exit_policy.threshold={threshold}"), trained_tokenizer(config_of())
         policy = never_exit(self.stage.spec) if mode == "full" else build_policy(config.exit_policy, self.stage.spec)
-        decoder, ids = Decoder(self.stage, policy, DecoderOptions(mode)), tokenizer.encode(prompt)
+        decoder, ids = Decoder(self.stage, policy, DecoderOptions(mode, draft_length=3)), tokenizer.encode(prompt)
         request = Request(tokens, changes.get("sampling", GREEDY), changes.get("seed", 0), tokenizer.eod_id)
         sequence, text = decoder.start(ids, request), ContinuedText(tokenizer, ids, changes.get("stop", []))
         while sequence.end is None:

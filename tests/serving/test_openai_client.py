@@ -27,7 +27,9 @@ def test_a_completion_is_that_of_decoding_alone(mode: str, client: openai.OpenAI
         assert token.get("drafted_by") == wanted.drafted_by
     assert (len({token["exit_layer"] for token in choice.tokens}) > 1) == (mode in ("catch_up", "kv_recompute"))
 
-    stream = client.completions.create(model=MODEL, prompt=PROMPTS[2], max_tokens=24, temperature=0, stream=True, extra_body=extension)
+    stream = client.completions.create(
+        model=MODEL, prompt=PROMPTS[2], max_tokens=24, temperature=0, stream=True, extra_body=extension
+    )
     chunks = [chunk.choices[0] for chunk in stream]
     assert "".join(chunk.text for chunk in chunks) == alone.text
     assert [pair for chunk in chunks for pair in said(chunk.model_extra)] == alone.said()
@@ -41,7 +43,14 @@ def test_choices_have_seeds_of_their_own_and_several_prompts_come_in_order(clien
     assert [(choice.index, choice.text) for choice in whole.choices] == list(enumerate(alone.text for alone in wanted))
     assert len({choice.text for choice in whole.choices}) == 4
     stream = client.completions.create(
-        model=MODEL, prompt=PROMPTS[0], max_tokens=12, temperature=0.9, seed=5, n=2, stream=True, stream_options={"include_usage": True}
+        model=MODEL,
+        prompt=PROMPTS[0],
+        max_tokens=12,
+        temperature=0.9,
+        seed=5,
+        n=2,
+        stream=True,
+        stream_options={"include_usage": True},
     )
     texts, usage = {0: "", 1: ""}, None
     for chunk in stream:
@@ -60,7 +69,10 @@ def test_logprobs_and_alternatives(client: openai.OpenAI, model: Loaded) -> None
     for token, others in zip(choice.logprobs.tokens, choice.logprobs.top_logprobs, strict=True):
         assert max(others, key=others.get) == token
         assert len(others) == 3
-    rebuilt = [choice.text[start:end] for start, end in zip(choice.logprobs.text_offset, [*choice.logprobs.text_offset[1:], None], strict=True)]
+    rebuilt = [
+        choice.text[start:end]
+        for start, end in zip(choice.logprobs.text_offset, [*choice.logprobs.text_offset[1:], None], strict=True)
+    ]
     assert rebuilt == choice.logprobs.tokens, "these are whole characters"
 
 
@@ -96,7 +108,11 @@ def test_a_stop_string_ends_it_and_is_not_told(stop: str | list[str], client: op
 def test_exits_that_a_request_chooses(client: openai.OpenAI) -> None:
     asked = {"model": MODEL, "prompt": PROMPTS[2], "max_tokens": 24, "temperature": 0}
     layers = set()
-    for choice, allowed in (({"exit_layers": [6], "exit_threshold": 0.0}, {6}), ({"exit_threshold": [1.0, 0.0, 0.5]}, {3, 6}), ({}, {3, 6, 9, 12})):
+    for choice, allowed in (
+        ({"exit_layers": [6], "exit_threshold": 0.0}, {6}),
+        ({"exit_threshold": [1.0, 0.0, 0.5]}, {3, 6}),
+        ({}, {3, 6, 9, 12}),
+    ):
         tokens = client.completions.create(**asked, extra_body=choice).choices[0].tokens
         found = {token["exit_layer"] for token in tokens[1:]}  # the first one comes with the prompt, from the final head
         assert found <= allowed
