@@ -70,7 +70,7 @@ class Form:
 
     def _choice(self, index: int, content: dict[str, Any], said: Sequence[Said], finish: str | None) -> dict[str, Any]:
         logprobs = None
-        if self.logprobs and (said or finish is None):
+        if self.logprobs:
             logprobs = {"content": self._chat_logprobs(said), "refusal": None} if self.chat else self._logprobs(index, said)
         rows = [token_row(one) for one in said]
         return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish, "tokens": rows}

@@ -88,8 +88,7 @@ async def _answer(engine: Engine, offer: Offer, asked: CompletionRequest | ChatR
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def told(http: Request, error: ApiError) -> Response:
-        outcome = "refused" if error.status < 500 else "failed"
-        http.scope["entry"].fields |= {"outcome": outcome, "param": error.param, "code": error.code}
+        http.scope["entry"].fields |= {"outcome": error.outcome, "param": error.param, "code": error.code}
         return JSONResponse(error.body, error.status, error.headers)
 
     @app.exception_handler(RequestValidationError)

@@ -26,6 +26,11 @@ class ApiError(Exception):
         return headers
 
     @property
+    def outcome(self) -> str:
+        """For the access log."""
+        return "refused" if self.status < 500 or self.status == 503 else "failed"
+
+    @property
     def body(self) -> dict[str, Any]:
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}

@@ -96,7 +96,7 @@ class Gate:
 
 
 async def refuse(error: ApiError, entry: Entry, send: Send) -> None:
-    entry.fields |= {"outcome": "refused" if error.status < 500 else "failed", "param": error.param, "code": error.code}
+    entry.fields |= {"outcome": error.outcome, "param": error.param, "code": error.code}
     body = json.dumps(error.body).encode()
     # hang up: the rest of a body that nobody reads would keep the connection busy
     headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close", **error.headers}

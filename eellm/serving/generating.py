@@ -117,7 +117,7 @@ def stream(
         except ApiError as error:
             entry.fields["code"] = error.code
             yield _sent(error.body)
-            entry.fields["outcome"] = "failed"
+            entry.fields["outcome"] = error.outcome
             return
         if with_usage:
             yield _sent(form.usage_chunk(jobs, [entry.ends[index] for index in range(len(jobs))]))
