@@ -79,8 +79,8 @@ _NO_EXITS = Policy("never", (), (), 0)
 class Continuation:
     """A sequence on its way. `ids` holds the prompt and everything emitted; the last id has not entered the model yet.
 
-    `policy` decides about its exits. `queue` is there from the first step that serves the sequence on. `stopped` may be set from outside: the sequence leaves
-    with the next step.
+    `policy` decides about its exits. `queue` is there from the first step that serves the sequence on. `stopped` may be set
+    from outside: the sequence leaves with the next step.
     """
 
     request: Request

@@ -1,8 +1,8 @@
 """Ways of taking sequences' tokens through the model until heads have spoken.
 
 A mode decides which segments a token passes before it is emitted; the decoder owns slots and requests. What takes part:
-`SegmentRunner` runs segments, `leave_early` asks the sequences' policies at each exit. The mode of a stage that does not hold the whole
-model is in `eellm.decoding.pipeline`.
+`SegmentRunner` runs segments, `leave_early` asks the sequences' policies at each exit. The mode of a stage that does not hold
+the whole model is in `eellm.decoding.pipeline`.
 """
 
 from __future__ import annotations

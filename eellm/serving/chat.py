@@ -48,7 +48,7 @@ class ChatTemplate:
             raise wrong("messages", f"the model's chat template refuses them ({type(error).__name__}: {error}).") from error
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """The template's special tokens become such; a message that spells one is refused, for it would pass for the template's."""
+        """The template's special tokens become such. A message that spells one is refused: it would pass for the template's."""
         for place, message in enumerate(messages):
             spelled = [name for name in self._tokenizer.special_tokens if name in message.text]
             if spelled:

@@ -81,7 +81,7 @@ class Offer:
         for index in range(len(prompts) * count):
             eos = eos_id if self.decoding.stop_at_eos else None
             request = Request(max_tokens, sampling, seed + index % count, eos, policy, asked.alternatives)
-            jobs.append(Job(mode, prompts[index // count], request, asked.stop, client, deadline, listener(index)))
+            jobs.append(Job(mode, prompts[index // count], request, asked.stops, client, deadline, listener(index)))
         return jobs
 
     def _prompts(self, asked: CompletionRequest) -> list[list[int]]:

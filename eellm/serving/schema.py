@@ -38,15 +38,10 @@ def _neutral(values: tuple[Any, ...]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _listed(stop: str | list[str] | None) -> list[str]:
-    return [stop] if isinstance(stop, str) else (stop or [])
-
-
 Zero = Annotated[None, _neutral((0, 0.0))]
 Off = Annotated[None, _neutral((False,))]
 One = Annotated[None, _neutral((1,))]
 Nothing = Annotated[None, _neutral(({}, [], ""))]
-Stop = Annotated[SomeText | Annotated[list[SomeText], Field(max_length=MAX_STOPS)] | None, AfterValidator(_listed)]
 
 
 class StreamOptions(BaseModel):
@@ -66,7 +61,7 @@ class Generation(BaseModel):
     """Tokens to generate; null = the server's default."""
     n: Annotated[int, Field(ge=1)] | None = None
     """Continuations of each prompt; the second one draws with seed + 1, and so on."""
-    stop: Stop = Field(default=None, validate_default=True)
+    stop: SomeText | Annotated[list[SomeText], Field(max_length=MAX_STOPS)] | None = None
     """Texts that end a continuation; they are not part of it."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     """Of the draws; null = a random one."""
@@ -90,6 +85,10 @@ class Generation(BaseModel):
     frequency_penalty: Zero = None
     presence_penalty: Zero = None
     logit_bias: Nothing = None
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else (self.stop or [])
 
 
 class CompletionRequest(Generation):

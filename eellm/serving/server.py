@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from eellm.errors import UserError
 from eellm.serving.gate import App
 
+HEAD_SECONDS = 20.0
+"""In which the head of a request must have come."""
 _UNREAD_SECONDS = 30
 """After which the system drops a connection whose other end takes nothing."""
 _LAST_WORDS_SECONDS = 5
 """In which answers that are complete still reach their clients when the server ends."""
+
+
+class Protocol(H11Protocol):
+    """Hangs up on who connects and does not come to the end of a request's head."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_request()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._expect_request()
+
+    def _expect_request(self) -> None:
+        answered = self.cycle
+
+        def look() -> None:
+            if self.cycle is answered and (answered is None or answered.response_complete):
+                self.transport.abort()
+
+        self.loop.call_later(HEAD_SECONDS, look)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -47,6 +72,7 @@ def answering(app: App, listener: socket.socket) -> Iterator[None]:
         log_config=None,
         access_log=False,
         lifespan="off",
+        http=Protocol,
         ws="none",
         server_header=False,
         timeout_graceful_shutdown=_LAST_WORDS_SECONDS,

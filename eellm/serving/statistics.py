@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -22,7 +23,7 @@ class Statistics:
 
     def __init__(self, spec: ModelSpec):
         self.registry = CollectorRegistry()
-        made = {"registry": self.registry, "namespace": "eellm"}
+        made: dict[str, Any] = {"registry": self.registry, "namespace": "eellm"}
         self.tokens = Counter("tokens", "Generated tokens", ["decoding"], **made)
         self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts", **made)
         self.exits = Counter("exits", "Tokens by the head that emitted them", ["head"], **made)

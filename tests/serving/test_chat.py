@@ -17,13 +17,15 @@ from eellm.serving.errors import ApiError
 from eellm.serving.schema import Message
 
 CHATML = (
-    "{%- for message in messages %}\n    {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}\n"
+    "{%- for message in messages %}\n"
+    "    {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}\n"
     "{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n"
 )
 BLOCKS = (
     "{% if messages[0]['role'] == 'system' %}\n  {% set system = messages[0]['content'] | trim %}\n{% else %}\n"
     "  {% set system = '' %}\n{% endif %}\n{{ bos_token }}{{ system }}\n{% for message in messages %}\n"
-    "  {% if message['role'] == 'system' %}{% continue %}{% endif %}\n[{{ message['role'] | upper }}] {{ message | tojson }}{{ eos_token }}\n"
+    "  {% if message['role'] == 'system' %}{% continue %}{% endif %}\n"
+    "[{{ message['role'] | upper }}] {{ message | tojson }}{{ eos_token }}\n"
     "{% endfor %}\n"
 )
 STRICT = (

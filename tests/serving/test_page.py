@@ -15,11 +15,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 NOT_RUN = "the page was NOT tested: there is no Chromium on this machine (Debian: apt-get install chromium)"
 PROMPT = "class TestCase(unittest.TestCase):\n    def "
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NOT_RUN)
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip(NOT_RUN)
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield found

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from eellm.serving import gate
+from eellm.serving import gate, server
 from tests.serving.service import PROMPTS, Loaded, Service, said, sampled, service
 
 MODES = ("catch_up", "full", "kv_recompute", "self_speculative")
@@ -115,6 +115,7 @@ def test_one_client_cannot_take_all_slots_of_others(model: Loaded, tmp_path: Pat
 
 def test_slow_and_oversized_clients_disturb_nobody(served: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "BODY_SECONDS", 0.5)
+    monkeypatch.setattr(server, "HEAD_SECONDS", 1.0)
     with connection(served) as reader, connection(served) as writer, connection(served) as silent, connection(served) as huge:
         body = b'{"prompt": "x = ", "max_tokens": 250, "stream": true}'
         head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -126,6 +127,7 @@ def test_slow_and_oversized_clients_disturb_nobody(served: Service, monkeypatch:
         assert served.post(prompt=PROMPTS[0], max_tokens=8).status_code == 200
         assert time.monotonic() - began < 5
         assert b"408" in writer.recv(100)
+        assert silent.recv(100) == b""
         with pytest.raises(OSError):  # noqa: PT012, PT011  (sending goes on until the server hangs up)
             for _ in range(200):
                 huge.sendall(b"10000\r\n" + b"a" * 0x10000 + b"\r\n")
