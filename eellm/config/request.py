@@ -19,7 +19,7 @@ FROM_CHECKPOINT = ("model", "tokenizer")
 FROM_CHECKPOINT_UNLESS_GIVEN = ("exits",)
 """Groups that it brings along too, but training may ask for others."""
 
-READS_A_MODEL = ("evaluate", "calibrate", "generate")
+READS_A_MODEL = ("evaluate", "calibrate", "generate", "serve")
 """Tasks that need a trained model."""
 
 _ALWAYS = ("task", "experiment", "study", "machine", "hydra", "name", "seed", "device", "objective", "checkpoint", "resume")
@@ -47,12 +47,14 @@ TASK_READS: dict[str, tuple[str, ...]] = {
         *("decoding.max_new_tokens", "decoding.max_pending", "decoding.draft_length", "decoding.compile", "exit_policy"),
     ),
     "prepare_data": ("prepare", "data", "tokenizer"),
+    "serve": ("parallel", "precision", "decoding", "exit_policy", "serve", "logger"),
 }
 """Groups, or single keys of a group, that a task reads."""
 
 _BATCHES = ("split", "sequence_length", "micro_batch_size", "global_batch_size", "ramp_up", "document_boundaries", "num_workers")
 
-_GENERATION = tuple(f"decoding.{key}" for key in ("prompts", "stop", "stop_at_eos", "max_batch", "max_tokens"))
+_PROMPTS = ("decoding.prompts", "decoding.stop")
+_GENERATION = tuple(f"decoding.{key}" for key in ("stop_at_eos", "max_batch", "max_tokens"))
 _TRAINING_BENCHMARK = (
     *("model.attention", "loss_weights", "schedule", "trainer", "exits.deferred", "benchmark.in_flight"),
     *("data.micro_batch_size", "data.global_batch_size"),
@@ -82,10 +84,11 @@ READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
     (("model.rotary_fraction", "model.rotary_base"), "model.position", ("rotary",)),
     (("decoding.max_pending",), "decoding.mode", ("catch_up", "kv_recompute")),
     (("decoding.draft_length",), "decoding.mode", ("self_speculative",)),
-    (_GENERATION, "task.name", ("quickstart", "generate")),
-    (("exit_policy.threshold",), "task.name", ("quickstart", "generate", "benchmark")),
-    (("exit_policy.min_new_tokens",), "task.name", ("quickstart", "evaluate", "generate", "benchmark")),
-    (("exit_policy.calibration",), "task.name", ("generate",)),
+    (_PROMPTS, "task.name", ("quickstart", "generate")),
+    (_GENERATION, "task.name", ("quickstart", "generate", "serve")),
+    (("exit_policy.threshold",), "task.name", ("quickstart", "generate", "serve", "benchmark")),
+    (("exit_policy.min_new_tokens",), "task.name", ("quickstart", "evaluate", "generate", "serve", "benchmark")),
+    (("exit_policy.calibration",), "task.name", ("generate", "serve")),
     (("exit_policy.calibration",), "exit_policy.kind", ("max_probability",)),
     (("exit_policy.layer",), "exit_policy.kind", ("fixed_layer",)),
     (("exit_policy.threshold",), "exit_policy.kind", ("max_probability", "margin", "entropy", "patience")),
@@ -158,6 +161,8 @@ def _chosen(groups: dict[str, Any], choice: str) -> list[str]:
     value, task = getattr(groups.get(group), name, None), getattr(groups.get("task"), "name", None)
     if value is None or (group == "benchmark" and task != "benchmark"):
         return []
+    if choice == "decoding.mode" and task == "serve" and "serve" in groups:
+        return list(groups["serve"].decodings or ())
     if choice == "decoding.mode" and task == "benchmark" and "benchmark" in groups:
         return list(groups["benchmark"].decodings)
     if choice == "decoding.mode" and task in ("quickstart", "evaluate") and "evaluation" in groups:

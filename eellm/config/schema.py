@@ -19,7 +19,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 DecodingMode = Literal["full", "catch_up", "kv_recompute", "pipeline", "self_speculative"]
 HeadKind = Literal["embedding", "norm", "mlp", "block"]
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-TaskName = Literal["quickstart", "train", "evaluate", "calibrate", "generate", "benchmark", "prepare_data"]
+TaskName = Literal["quickstart", "train", "evaluate", "calibrate", "generate", "benchmark", "prepare_data", "serve"]
 
 
 class Node(BaseModel):
@@ -367,6 +367,35 @@ class PrepareConfig(Node):
     """Text, in million characters, that one process tokenises at a time and that is not done again after an interruption."""
 
 
+class ServeConfig(Node):
+    host: str
+    """Address to listen at; 127.0.0.1 is heard on this machine alone."""
+    port: Annotated[int, Field(ge=0, le=65535)]
+    """0 = any that is free."""
+    api_key_file: str | None
+    """File whose first line every request must bring along (`Authorization: Bearer ...`); null = nobody is asked for a key."""
+    chat_template: str | None
+    """Jinja file that turns messages into a prompt; null = the template that lies beside the model's tokenizer, if any."""
+    decodings: list[DecodingMode] | None
+    """Modes that a request may choose; null = all that the layout can run. All but `full` keep keys and values of their own."""
+    max_queue: Count
+    """Sequences that may wait for a slot; with more, requests are refused (429)."""
+    max_body_bytes: Count
+    """Size of a request."""
+    max_prompt_tokens: Count | None
+    """Tokens of a prompt; null = what the model's positions leave room for."""
+    max_new_tokens: Count
+    """Tokens that a request may ask for; decoding.max_new_tokens is what it gets when it does not say."""
+    max_choices: Count
+    """Sequences of one request: its prompts times its `n`."""
+    request_timeout: Positive
+    """Seconds from a request's arrival to its last token; then it ends with an error."""
+    rank_timeout: Positive
+    """Seconds that ranks wait for each other, also while the model is read; then the service ends with an error."""
+    log_prompts: bool
+    """Write prompts into access.jsonl too."""
+
+
 class WandbConfig(Node):
     mode: Literal["off", "online", "offline"]
     """Mirror metrics to wandb; never asks to log in, never stops a run."""
@@ -431,6 +460,7 @@ class Config(Node):
     exit_policy: ExitPolicyConfig
     benchmark: BenchmarkConfig
     prepare: PrepareConfig
+    serve: ServeConfig
     logger: LoggerConfig
     debug: DebugConfig
     study: StudyConfig | None

@@ -45,6 +45,21 @@ class HuggingFaceTokenizer(Tokenizer):
         with all_cores():
             return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
+    @functools.cached_property
+    def special_tokens(self) -> dict[str, int]:
+        added = self._backend.get_added_tokens_decoder()
+        return {token.content: id_ for id_, token in added.items() if token.special}
+
+    def encode_special(self, text: str) -> list[int]:
+        return self._with_special_tokens.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _with_special_tokens(self) -> tokenizers.Tokenizer:
+        """A copy that sees them, since a switch would be seen by other threads too."""
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.encode_special_tokens = False
+        return backend
+
     def decode(self, ids: list[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=True)
 

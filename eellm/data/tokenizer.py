@@ -52,6 +52,25 @@ class Tokenizer(abc.ABC):
         """Bytes of every token of a byte-level tokenizer; None for one whose tokens depend on their neighbours."""
         return None
 
+    @functools.cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Entries that are no text, by how they are spelled; none where the library keeps them to itself."""
+        return {}
+
+    def encode_special(self, text: str) -> list[int]:
+        """Token ids of a text whose special tokens are meant as such, as those of a chat template are."""
+        return self.encode(text)
+
+    def spelled(self, token: int) -> str:
+        """A token by itself, for people; one that is not whole characters as its bytes."""
+        table = self.token_bytes
+        if table is None or token >= len(table):
+            return self.decode([token])
+        try:
+            return table[token].decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in table[token])
+
     def save(self, path: str | Path) -> None:
         """Write the file."""
         write_atomically(Path(path), self.to_bytes())

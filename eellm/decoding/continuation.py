@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from eellm.config.schema import DecodingConfig
+from eellm.decoding.policy import Policy
 from eellm.decoding.queue import SegmentQueue
 from eellm.decoding.reading import Reading
-from eellm.decoding.sampling import GREEDY, SamplingOptions, choose, uniform
+from eellm.decoding.sampling import GREEDY, SamplingOptions, choose, most_probable, uniform
 
 End = Literal["eos", "length", "stop"]
+
+MAX_ALTERNATIVES = 20
+"""Alternatives of a token that may be asked for."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Token:
 
     `confidence` is the largest probability under the head at its temperature, the measure of exit policies; `logprob`
     the token's log-probability under the head's own distribution, without any temperature, top-k or top-p. `drafted_by`
-    names the exit whose draft the head has accepted.
+    names the exit whose draft the head has accepted. `alternatives`: the most probable (id, log-probability) there, as many as
+    the request asks for.
     """
 
     id: int
@@ -29,22 +34,37 @@ class Token:
     confidence: float
     logprob: float
     drafted_by: str | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
 
     @classmethod
-    def chosen(cls, reading: Reading, sampling: SamplingOptions, draw: float) -> Token:
+    def chosen(cls, reading: Reading, sampling: SamplingOptions, draw: float, alternatives: int = 0) -> Token:
         """What a head's reading of one token makes of a random number; the same on all tensor-parallel ranks."""
         id_, logprob = choose(reading, sampling, draw)
-        return cls(id_, reading.head, reading.layer, float(reading.statistics.probability), logprob)
+        others = most_probable(reading, alternatives)
+        return cls(id_, reading.head, reading.layer, float(reading.statistics.probability), logprob, None, others)
+
+    def as_row(self) -> dict[str, Any]:
+        """For files; alternatives that nobody asked for are left out."""
+        row = asdict(self)
+        if not self.alternatives:
+            del row["alternatives"]
+        return row
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted of one sequence. `eos_id` None: no token ends it. Draws depend on `seed` and position only."""
+    """What is wanted of one sequence. `eos_id` None: no token ends it. Draws depend on `seed` and position only.
+
+    `policy`: of the decoder's kind, with some of its exits; None: the decoder's own. `alternatives`: at most
+    `MAX_ALTERNATIVES`.
+    """
 
     max_new_tokens: int
     sampling: SamplingOptions = GREEDY
     seed: int = 0
     eos_id: int | None = None
+    policy: Policy | None = None
+    alternatives: int = 0
 
     @classmethod
     def of(cls, config: DecodingConfig, seed: int, eos_id: int | None) -> Request:
@@ -52,12 +72,15 @@ class Request:
         return cls(config.max_new_tokens, sampling, seed, eos_id if config.stop_at_eos else None)
 
 
+_NO_EXITS = Policy("never", (), (), 0)
+
+
 @dataclass(eq=False)
 class Continuation:
     """A sequence on its way. `ids` holds the prompt and everything emitted; the last id has not entered the model yet.
 
-    `queue` is there from the first step that serves the sequence on. `stopped` may be set from outside: the sequence leaves
-    with the next step.
+    `policy` decides about its exits. `queue` is there from the first step that serves the sequence on. `stopped` may be set
+    from outside: the sequence leaves with the next step.
     """
 
     request: Request
@@ -65,6 +88,7 @@ class Continuation:
     ids: list[int] = field(init=False)
     tokens: list[Token] = field(default_factory=list)
     stopped: bool = False
+    policy: Policy = _NO_EXITS
     _queue: SegmentQueue | None = None
 
     def __post_init__(self) -> None:
@@ -111,7 +135,7 @@ class Continuation:
 
     def emit_from(self, reading: Reading) -> Token:
         """Emit the token that a head's reading of the last one (a reading of one token) and the request make."""
-        token = Token.chosen(reading, self.request.sampling, self.draw)
+        token = Token.chosen(reading, self.request.sampling, self.draw, self.request.alternatives)
         self.emit(token)
         return token
 

@@ -86,7 +86,7 @@ class Decoder:
 
         Raises ConfigError where it is longer than the model's positions or the cache.
         """
-        sequence = Continuation(request, prompt_ids)
+        sequence = Continuation(request, prompt_ids, policy=self._policy_of(request))
         self._check_length(sequence)
         self._waiting.append(sequence)
         return sequence
@@ -121,6 +121,12 @@ class Decoder:
         return emitted
 
     @torch.inference_mode()
+    def reserve(self) -> None:
+        """Take the memory for keys and values now. Raises ConfigError where there is not enough."""
+        assert self.options.max_tokens is not None, "what requests will need is not known"
+        self._take_memory(self.options.max_tokens)
+
+    @torch.inference_mode()
     def drain(self) -> None:
         """Take all pending tokens through the whole model, so that the KV cache is complete."""
         self.mode.drain(self.running)
@@ -135,6 +141,18 @@ class Decoder:
         sequence = self.start(prompt_ids, request)
         while sequence.end is None:
             yield from [token for _, token in self.step()]
+
+    @property
+    def idle(self) -> bool:
+        """There is nothing to do."""
+        return not self._waiting and all(sequence.end is not None for sequence in self.running)
+
+    def _policy_of(self, request: Request) -> Policy:
+        if request.policy is None:
+            return self.policy
+        policy = effective_policy(request.policy, self.options, self.spec)
+        assert set(policy.active) <= set(self.policy.active), "the model is cut at the decoder's exits"
+        return policy
 
     def _admit(self) -> list[Continuation]:
         """Give free slots to the requests that have waited longest."""
@@ -151,7 +169,9 @@ class Decoder:
 
     def _make_room(self) -> None:
         """A cache for the requests that wait, unless there is one."""
-        tokens = self.options.max_tokens or max(sequence.max_tokens for sequence in self._waiting)
+        self._take_memory(self.options.max_tokens or max(sequence.max_tokens for sequence in self._waiting))
+
+    def _take_memory(self, tokens: int) -> None:
         if self._kv is None or self._kv.shape.max_tokens < tokens:
             self._kv = None
             self.runner.forget()
@@ -180,7 +200,7 @@ def effective_policy(policy: Policy, options: DecoderOptions, spec: ModelSpec) -
 
 def links_between(groups: Groups, model: InferenceModel, policy: Policy, options: DecoderOptions) -> Links:
     """This stage's connections; all ranks of the groups make them."""
-    return Links(groups, WireFormat(model.spec, options.max_batch, len(policy.active)), model.dtype)
+    return Links(groups, WireFormat(model.spec, options.max_batch, policy), model.dtype)
 
 
 def _mode(runner: SegmentRunner, policy: Policy, options: DecoderOptions, groups: Groups | None) -> Mode:
@@ -189,6 +209,6 @@ def _mode(runner: SegmentRunner, policy: Policy, options: DecoderOptions, groups
         return Pipelined(runner, policy, links_between(groups, runner.model, policy, options))
     assert options.mode != "pipeline", "there is one stage"
     if options.mode == "self_speculative":
-        return SelfSpeculative(runner, policy, options.draft_length)
+        return SelfSpeculative(runner, options.draft_length)
     kind = RecomputeKV if options.mode == "kv_recompute" else CatchUp
-    return kind(runner, policy, options.max_pending)
+    return kind(runner, options.max_pending)

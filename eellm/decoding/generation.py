@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from eellm.config.schema import DecodingConfig
@@ -30,6 +30,44 @@ class Stops:
         found = [place for place in (self.text.find(stop, start) for stop in self._stops) if place >= 0]
         return min(found, default=None)
 
+    @property
+    def settled(self) -> int:
+        """Characters of `text` that no stop string can begin in any more."""
+        for start in range(max(0, len(self.text) - self._longest + 1), len(self.text)):
+            if any(stop.startswith(self.text[start:]) for stop in self._stops):
+                return start
+        return len(self.text)
+
+
+class ContinuedText:
+    """The text of a prompt's continuation, token by token, up to a stop string.
+
+    `pieces`: what each token has added. `cut`: where in the text a stop string begins; None where there is none so far.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stops: list[str]):
+        self.pieces: list[str] = []
+        self.cut: int | None = None
+        self._stream, self._stops = TextStream(tokenizer), Stops(stops)
+        for id_ in prompt_ids:  # what a token looks like may depend on the ones before
+            self._stream.add(id_)
+
+    def add(self, token: Token, last: bool) -> None:
+        """The next token; those behind a stop string are not wanted any more."""
+        if self.cut is not None:
+            return
+        self.pieces.append(self._stream.add(token.id) + (self._stream.finish() if last else ""))
+        self.cut = self._stops.add(self.pieces[-1])
+
+    @property
+    def text(self) -> str:
+        return self._stops.text[: self.cut]
+
+    @property
+    def settled(self) -> int:
+        """Characters of `text` that stay, whatever follows."""
+        return self._stops.settled if self.cut is None else self.cut
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -49,7 +87,7 @@ class Generation:
 
     def as_row(self) -> dict[str, Any]:
         """One object of generations.jsonl."""
-        tokens = [{"text": piece, **asdict(token)} for piece, token in zip(self.pieces, self.tokens, strict=True)]
+        tokens = [{"text": piece, **token.as_row()} for piece, token in zip(self.pieces, self.tokens, strict=True)]
         return {
             "prompt": self.prompt,
             "text": self.text,
@@ -67,38 +105,22 @@ class _Text:
 
     prompt: str
     sequence: Continuation
-    stream: TextStream
-    stops: Stops
-    pieces: list[str] = field(default_factory=list)
-    cut: int | None = None
+    continued: ContinuedText
     started: float = 0.0
     seconds: float = 0.0
 
-    @classmethod
-    def of(cls, prompt: str, ids: list[int], sequence: Continuation, tokenizer: Tokenizer, stops: list[str]) -> _Text:
-        stream = TextStream(tokenizer)
-        for id_ in ids:  # what a token looks like may depend on the ones before
-            stream.add(id_)
-        return cls(prompt, sequence, stream, Stops(stops))
-
     def add(self, token: Token, last: bool) -> None:
-        """The sequence's next token; those behind a stop string are not wanted any more."""
-        if self.cut is not None:
-            return
-        self.pieces.append(self.stream.add(token.id))
-        self.cut = self.stops.add(self.pieces[-1])
-        if self.cut is not None:
+        self.continued.add(token, last)
+        if self.continued.cut is not None:
             self.sequence.stopped = True
-        elif last:
-            self.pieces[-1] += self.stream.finish()
 
     def finished(self, decoder: Decoder) -> Generation:
         assert self.sequence.end is not None
         return Generation(
             prompt=self.prompt,
-            text="".join(self.pieces)[: self.cut],
-            tokens=self.sequence.tokens[: len(self.pieces)],
-            pieces=self.pieces,
+            text=self.continued.text,
+            tokens=self.sequence.tokens[: len(self.continued.pieces)],
+            pieces=self.continued.pieces,
             stop_reason=self.sequence.end,
             seconds=self.seconds,
             decoding=decoder.options.mode,
@@ -118,7 +140,7 @@ def generate_texts(
     for number, prompt in enumerate(prompts):
         ids = tokenizer.encode(prompt) or [tokenizer.eod_id]
         sequence = decoder.submit(ids, Request.of(decoding, seed + number, tokenizer.eod_id))
-        texts[sequence] = _Text.of(prompt, ids, sequence, tokenizer, decoding.stop)
+        texts[sequence] = _Text(prompt, sequence, ContinuedText(tokenizer, ids, decoding.stop))
     while True:
         started = time.perf_counter()
         emitted = decoder.step()

@@ -1,8 +1,8 @@
 """Ways of taking sequences' tokens through the model until heads have spoken.
 
 A mode decides which segments a token passes before it is emitted; the decoder owns slots and requests. What takes part:
-`SegmentRunner` runs segments, `leave_early` asks the policy at each exit. The mode of a stage that does not hold the whole
-model is in `eellm.decoding.pipeline`.
+`SegmentRunner` runs segments, `leave_early` asks the sequences' policies at each exit. The mode of a stage that does not hold
+the whole model is in `eellm.decoding.pipeline`.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Mode(Protocol):
 class WholeModel:
     """What modes share whose stage holds the whole model: a prompt's first token comes with its pass."""
 
-    def __init__(self, runner: SegmentRunner, policy: Policy):
-        self.runner, self.policy = runner, policy
+    def __init__(self, runner: SegmentRunner):
+        self.runner = runner
 
     def prefill(self, sequences: Sequence[Continuation]) -> Emitted:
         runner, queues = self.runner, [sequence.queue for sequence in sequences]
@@ -62,52 +62,67 @@ class WholeModel:
 
 
 def leave_early(
-    runner: SegmentRunner, policy: Policy, queues: Sequence[SegmentQueue], asks: Sequence[bool], segments: int
+    runner: SegmentRunner, policies: Sequence[Policy | None], queues: Sequence[SegmentQueue], segments: int
 ) -> list[Reading | None]:
-    """Take what waits through the first `segments` segments; a queue that `asks` leaves where the policy trusts the exit.
+    """Take what waits through the first `segments` segments; a queue leaves where its policy, if it has one, trusts the exit.
 
     Returns what was said there; None for queues that have passed all of these segments.
     """
     said: list[Reading | None] = [None] * len(queues)
     going = list(range(len(queues)))
-    seen: list[HeadStatistics] = []  # of those that ask
+    seen: dict[Policy, list[HeadStatistics]] = {policy: [] for policy in policies if policy is not None}  # of those that go on
     for index in range(segments):
         runner.advance([queues[number] for number in going], index)
-        asking = [number for number in going if asks[number]]
-        if runner.model.segments[index].exit is None or not asking:
+        exit_ = runner.model.segments[index].exit
+        asking = {} if exit_ is None else _asking(policies, going, exit_.head.layer)
+        if not asking:
             continue
-        reading = runner.read_exit([queues[number] for number in asking], index)
-        seen.append(reading.statistics)
-        leaving = policy.decide(seen)
-        rows = leaving.tolist()
-        if any(rows):
-            for row, number in enumerate(asking):
-                said[number] = reading.at(row) if rows[row] else None
-            going = [number for number in going if said[number] is None]
-            if not going:
-                break
-            staying = (~leaving).nonzero().squeeze(1)
-            seen = [select(statistics, staying) for statistics in seen]
+        reading = runner.read_exit([queues[number] for numbers in asking.values() for number in numbers], index)
+        first = 0
+        for policy, numbers in asking.items():
+            end = first + len(numbers)
+            seen[policy].append(reading.statistics if len(asking) == 1 else select(reading.statistics, slice(first, end)))
+            leaving = policy.decide(seen[policy])
+            rows = leaving.tolist()
+            if any(rows):
+                for row, number in enumerate(numbers):
+                    said[number] = reading.at(first + row) if rows[row] else None
+                staying = (~leaving).nonzero().squeeze(1)
+                seen[policy] = [select(statistics, staying) for statistics in seen[policy]]
+            first = end
+        going = [number for number in going if said[number] is None]
+        if not going:
+            break
     return said
+
+
+def _asking(policies: Sequence[Policy | None], going: Sequence[int], layer: int) -> dict[Policy, list[int]]:
+    """Of the queues that go on, those that ask the exit after a layer, by policy."""
+    asking: dict[Policy, list[int]] = {}
+    for number in going:
+        policy = policies[number]
+        if policy is not None and layer in policy.active:
+            asking.setdefault(policy, []).append(number)
+    return asking
 
 
 class CatchUp(WholeModel):
     """Tokens leave at the first exit that the policy trusts; those behind them catch up with the next that goes deeper.
 
     Each token passes every layer at most once. When `max_pending` tokens wait (None: no bound), the next one passes all
-    layers and evaluates no exit. With a policy that has no active exits this is full decoding.
+    layers and evaluates no exit. With policies that have no active exits this is full decoding.
     """
 
-    def __init__(self, runner: SegmentRunner, policy: Policy, max_pending: int | None):
-        super().__init__(runner, policy)
+    def __init__(self, runner: SegmentRunner, max_pending: int | None):
+        super().__init__(runner)
         self.max_pending = max_pending
 
     def advance(self, sequences: Sequence[Continuation]) -> Emitted:
         runner, queues = self.runner, [sequence.queue for sequence in sequences]
-        asks = [self._may_exit(sequence) for sequence in sequences]
+        policies = [sequence.policy if self._may_exit(sequence) else None for sequence in sequences]
         self._make_ready(queues)
         runner.push(queues, [sequence.ids for sequence in sequences])
-        said = leave_early(runner, self.policy, queues, asks, len(runner.model.segments))
+        said = leave_early(runner, policies, queues, len(runner.model.segments))
         deep = [number for number, reading in enumerate(said) if reading is None]
         if deep:
             final = runner.read_final([queues[number] for number in deep])
@@ -116,7 +131,7 @@ class CatchUp(WholeModel):
         return [(sequence, sequence.emit_from(reading)) for sequence, reading in zip(sequences, said, strict=True) if reading]
 
     def _may_exit(self, sequence: Continuation) -> bool:
-        if not self.policy.active or len(sequence.tokens) < self.policy.min_new_tokens:
+        if not sequence.policy.active or len(sequence.tokens) < sequence.policy.min_new_tokens:
             return False
         return self.max_pending is None or sequence.queue.pending < self.max_pending
 

@@ -49,7 +49,7 @@ class Pipelined:
 
     def __init__(self, runner: SegmentRunner, policy: Policy, links: Links):
         self.runner, self.policy, self.links = runner, policy, links
-        self._stage = PipelineStage(runner, policy, links)
+        self._stage = PipelineStage(runner, links)
         self._clock = 0
         self._flights: list[_Flight] = []
 
@@ -103,9 +103,11 @@ class Pipelined:
 
     def _passenger(self, sequence: Continuation, kind: Kind) -> Passenger:
         start, end = len(sequence.queue), len(sequence.ids)
-        asks = kind == Kind.step and self.policy.active and len(sequence.tokens) >= self.policy.min_new_tokens
+        policy, request = sequence.policy, sequence.request
+        asks = kind == Kind.step and policy.active and len(sequence.tokens) >= policy.min_new_tokens
         state = State.asks if asks else State.waits
-        return Passenger(Span(sequence.queue.slot, start, end - start), state, sequence.draw, sequence.request.sampling)
+        span = Span(sequence.queue.slot, start, end - start)
+        return Passenger(span, state, sequence.draw, request.sampling, policy, request.alternatives)
 
     def _arrivals(self) -> Emitted:
         """What is said by now, oldest message first."""

@@ -30,7 +30,7 @@ class Follower:
         self.links = links_between(groups, self.runner.model, policy, options)
         self.prefill, self.steps = Counters(), Counters()
         self.kv: KVCache | None = None
-        self._stage = PipelineStage(self.runner, policy, self.links)
+        self._stage = PipelineStage(self.runner, self.links)
         self._queues: dict[int, SegmentQueue] = {}
 
     @torch.inference_mode()

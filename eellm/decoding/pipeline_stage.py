@@ -9,7 +9,6 @@ import torch
 from eellm.decoding.continuation import Token
 from eellm.decoding.pipeline_links import Links
 from eellm.decoding.pipeline_messages import Message, State, read_statistics, written_statistics
-from eellm.decoding.policy import Policy
 from eellm.decoding.queue import SegmentQueue, SegmentRunner
 from eellm.decoding.reading import Reading
 
@@ -17,8 +16,8 @@ from eellm.decoding.reading import Reading
 class PipelineStage:
     """Every row passes all of the stage's layers and blocks; heads are asked only about tokens that are still undecided."""
 
-    def __init__(self, runner: SegmentRunner, policy: Policy, links: Links):
-        self.runner, self.policy, self.links = runner, policy, links
+    def __init__(self, runner: SegmentRunner, links: Links):
+        self.runner, self.links = runner, links
 
     def take(self, message: Message, queues: Sequence[SegmentQueue]) -> list[Token | None]:
         """Pass a message whose rows wait in front of the first segment, and send it on; returns the tokens chosen here.
@@ -58,20 +57,26 @@ class PipelineStage:
         return passed
 
     def _ask(self, message: Message, queues: Sequence[SegmentQueue], tokens: list[Token | None], index: int) -> None:
-        """Let the policy decide about what the exit behind a segment says."""
-        places = message.asking
+        """Let the passengers' policies decide about what the exit behind a segment says."""
+        exit_ = self.runner.model.segments[index].exit
+        assert exit_ is not None
+        places = [place for place in message.asking if exit_.head.layer in message.passengers[place].policy.active]
+        if not places:
+            return
         reading = self.runner.read_exit([queues[place] for place in places], index)
         for place, values in zip(places, written_statistics(reading.statistics), strict=True):
             message.passengers[place].said.append(values)
-        said = [message.passengers[place].said for place in places]
-        seen = [read_statistics(rows, reading.logits.device) for rows in zip(*said, strict=True)]
-        for row, leaves in enumerate(self.policy.decide(seen).tolist()):
-            if leaves:
-                self._choose(message, tokens, places[row], reading.at(row))
+        for policy in {message.passengers[place].policy: None for place in places}:
+            rows = [row for row, place in enumerate(places) if message.passengers[place].policy == policy]
+            said = [message.passengers[places[row]].said for row in rows]
+            seen = [read_statistics(values, reading.logits.device) for values in zip(*said, strict=True)]
+            for row, leaves in zip(rows, policy.decide(seen).tolist(), strict=True):
+                if leaves:
+                    self._choose(message, tokens, places[row], reading.at(row))
 
     def _choose(self, message: Message, tokens: list[Token | None], place: int, reading: Reading) -> None:
         passenger = message.passengers[place]
-        tokens[place] = Token.chosen(reading, passenger.sampling, passenger.draw)
+        tokens[place] = Token.chosen(reading, passenger.sampling, passenger.draw, passenger.alternatives)
         passenger.state = State.decided
 
     def _pass(self, queues: Sequence[SegmentQueue], start: int, end: int | None = None) -> None:

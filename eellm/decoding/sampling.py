@@ -66,6 +66,14 @@ def log_probability(reading: Reading, token: int) -> float:
     return float(value_at(reading.logits[0], reading.vocabulary, token) - reading.log_normaliser)
 
 
+def most_probable(reading: Reading, count: int) -> tuple[tuple[int, float], ...]:
+    """The `count` most probable (token id, log-probability) under the head's own distribution, for a reading of one token."""
+    if count == 0:
+        return ()
+    values, ids = _largest(reading.logits[0], reading.vocabulary, min(count, reading.vocabulary.size))
+    return tuple(zip(ids.tolist(), (values - reading.log_normaliser).tolist(), strict=True))
+
+
 def value_at(values: torch.Tensor, vocabulary: Vocabulary, token: int) -> torch.Tensor:
     """The entry of a token in [rows], on all tensor-parallel ranks."""
     index, here = vocabulary.local(torch.tensor(token, device=values.device))

@@ -22,7 +22,7 @@ from eellm.decoding.modes import Emitted, WholeModel, leave_early
 from eellm.decoding.policy import Policy
 from eellm.decoding.queue import SegmentQueue, SegmentRunner
 from eellm.decoding.reading import Reading
-from eellm.decoding.sampling import choose, distribution, invert, log_probability, uniform, value_at
+from eellm.decoding.sampling import choose, distribution, invert, log_probability, most_probable, uniform, value_at
 from eellm.model.spec import ModelSpec
 
 
@@ -62,8 +62,8 @@ class SelfSpeculative(WholeModel):
     same tokens at any length, so greedy sequences share one record.
     """
 
-    def __init__(self, runner: SegmentRunner, policy: Policy, draft_length: int | Literal["auto"]):
-        super().__init__(runner, policy)
+    def __init__(self, runner: SegmentRunner, draft_length: int | Literal["auto"]):
+        super().__init__(runner)
         exits = [index for index, segment in enumerate(runner.model.segments) if segment.exit is not None]
         self._drafting_segments = exits[-1] + 1 if exits else 0
         self._fixed = draft_length if exits and draft_length != "auto" else 0
@@ -91,7 +91,8 @@ class SelfSpeculative(WholeModel):
 
     def _limit(self, sequence: Continuation) -> int:
         """Drafts that the next round may make; the final head adds one token to those it accepts."""
-        if len(sequence.tokens) < self.policy.min_new_tokens or sequence.remaining == 1:
+        policy = sequence.policy
+        if not policy.active or len(sequence.tokens) < policy.min_new_tokens or sequence.remaining == 1:
             return 0
         record = self._record(sequence)
         return min(self._fixed if record is None else record.choose(), sequence.remaining - 1)
@@ -100,7 +101,8 @@ class SelfSpeculative(WholeModel):
         """One more token each; returns the rounds that go on drafting."""
         queues = [round_.queue for round_ in rounds]
         self.runner.push(queues, [round_.text for round_ in rounds])
-        said = leave_early(self.runner, self.policy, queues, [True] * len(rounds), self._drafting_segments)
+        policies = [round_.sequence.policy for round_ in rounds]
+        said = leave_early(self.runner, policies, queues, self._drafting_segments)
         going = []
         for round_, reading in zip(rounds, said, strict=True):
             if reading is not None:
@@ -133,7 +135,8 @@ class SelfSpeculative(WholeModel):
             drafted, draft, final = round_.ids[examined], round_.readings[examined], rows[examined]
             id_, kept = _verdict(sequence, drafted, draft, final)
             confidence, logprob = float(final.statistics.probability), log_probability(final, id_)
-            sequence.emit(Token(id_, final.head, final.layer, confidence, logprob, draft.head if kept else None))
+            others = most_probable(final, sequence.request.alternatives)
+            sequence.emit(Token(id_, final.head, final.layer, confidence, logprob, draft.head if kept else None, others))
             examined, accepted = examined + 1, accepted + int(kept)
         if accepted == len(round_.ids) and sequence.end is None:
             sequence.emit_from(rows[-1])

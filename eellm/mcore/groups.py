@@ -54,7 +54,11 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cpu")
 
 
-def init_process_group(device: torch.device, alone: bool = False, timeout_minutes: float = 30) -> None:
+PATIENCE = 30.0
+"""Minutes that a rank waits for the others in a collective."""
+
+
+def init_process_group(device: torch.device, alone: bool = False, timeout_minutes: float = PATIENCE) -> None:
     """Join the ranks that the environment names; stand alone where it names none, or when asked to."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = datetime.timedelta(minutes=timeout_minutes)
@@ -66,11 +70,16 @@ def init_process_group(device: torch.device, alone: bool = False, timeout_minute
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
 
 
-def init_groups(layout: ParallelLayout, device: torch.device, tied_stages: list[int], seed: int = 1) -> Groups:
+def init_groups(
+    layout: ParallelLayout, device: torch.device, tied_stages: list[int], seed: int = 1, timeout_minutes: float = PATIENCE
+) -> Groups:
     """Create all groups of a layout; every rank calls this. `tied_stages` are virtual stages (`model.spec.tied_stages`)."""
     assert dist.get_world_size() == layout.world_size
     parallel_state.initialize_model_parallel(
-        layout.tp, layout.pp, virtual_pipeline_model_parallel_size=layout.vp if layout.vp > 1 else None
+        layout.tp,
+        layout.pp,
+        virtual_pipeline_model_parallel_size=layout.vp if layout.vp > 1 else None,
+        distributed_timeout_minutes=timeout_minutes,
     )
     with cpu_stand_ins():
         model_parallel_cuda_manual_seed(seed)

@@ -72,6 +72,8 @@ GENERATE_MEAN_ACCEPTED_LENGTH = "generate/mean_accepted_length"
 BENCHMARK = "benchmark/{figure}"
 CALIBRATE_RISK = "calibrate/risk"
 CALIBRATE_MEAN_LAYERS = "calibrate/mean_layers"
+SERVE_TOKENS = "serve/tokens"
+SERVE_MEAN_LAYERS = "serve/mean_layers"
 
 METRICS: tuple[Metric, ...] = (
     Metric(TRAIN_LOSS, "nats/token", "token_mean", "lower", "Cross-entropy of a head on the step's batch"),
@@ -101,6 +103,8 @@ METRICS: tuple[Metric, ...] = (
     Metric(BENCHMARK, "as in benchmark.csv", "same", "none", "A figure of task=benchmark, e.g. benchmark/time/ratio"),
     Metric(CALIBRATE_RISK, "share", "same", "none", "Risk measured at the threshold certified, a mean over sequences"),
     Metric(CALIBRATE_MEAN_LAYERS, "layers", "same", "lower", "Mean layers of held-out tokens at the threshold certified"),
+    Metric(SERVE_TOKENS, "tokens", "same", "none", "Tokens that a server has generated"),
+    Metric(SERVE_MEAN_LAYERS, "layers", "same", "lower", "Mean layers a token of a server passed before it was emitted"),
 )
 
 

@@ -49,6 +49,13 @@ def print_report(run_dir: Path, console: Console | None = None) -> None:
     console.print(location_line(run_dir), soft_wrap=True)
 
 
+def print_address(address: str, model: str, run_dir: Path) -> None:
+    """Where a server listens; at once, also into a file."""
+    print(
+        f"{model} is served at {address} (page), {address}/v1 (API); Ctrl-C ends it. Log: {run_dir / 'access.jsonl'}", flush=True
+    )
+
+
 def print_speed(record: RunRecord, console: Console) -> None:
     """The tables of speed against quality, if there are any."""
     if record.speed_quality:

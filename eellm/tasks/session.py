@@ -11,7 +11,7 @@ import torch
 
 from eellm.config.schema import Config
 from eellm.layout import ParallelLayout
-from eellm.mcore.groups import Groups, destroy_groups, init_groups, init_process_group, pick_device
+from eellm.mcore.groups import PATIENCE, Groups, destroy_groups, init_groups, init_process_group, pick_device
 from eellm.metrics.recorder import Recorder, open_recorder
 from eellm.model.spec import ModelSpec, StageSpec, build_layout, build_spec, plan_stages, tied_stages
 from eellm.preemption import Preempted
@@ -38,10 +38,10 @@ class Plan:
 
 
 @contextlib.contextmanager
-def process_group(config: Config, alone: bool = False) -> Iterator[torch.device]:
+def process_group(config: Config, alone: bool = False, timeout_minutes: float = PATIENCE) -> Iterator[torch.device]:
     """Join the ranks of the run, or with `alone` form a group of this rank only."""
     device = pick_device(config.device)
-    init_process_group(device, alone)
+    init_process_group(device, alone, timeout_minutes)
     try:
         yield device
     finally:
@@ -49,9 +49,9 @@ def process_group(config: Config, alone: bool = False) -> Iterator[torch.device]
 
 
 @contextlib.contextmanager
-def groups_of(plan: Plan, device: torch.device, seed: int) -> Iterator[Groups]:
+def groups_of(plan: Plan, device: torch.device, seed: int, timeout_minutes: float = PATIENCE) -> Iterator[Groups]:
     """Parallel groups of a plan, inside a process group."""
-    groups = init_groups(plan.layout, device, tied_stages(plan.spec, plan.stages), seed)
+    groups = init_groups(plan.layout, device, tied_stages(plan.spec, plan.stages), seed, timeout_minutes)
     try:
         yield groups
     finally:

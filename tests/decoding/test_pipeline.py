@@ -214,14 +214,17 @@ def test_a_cache_grows_on_all_stages() -> None:
 
 def test_messages_and_answers_keep_every_bit() -> None:
     spec_ = spec()
-    wire = WireFormat(spec_, max_batch=3, num_exits=3)
+    decoders = policy(spec_, "max_probability", (0.1, 1 / 3, 0.9))
+    wire = WireFormat(spec_, max_batch=3, policy=decoders)
+    fewer = policy(spec_, "max_probability", (0.7, 0.0), active=(decoders.active[0], decoders.active[2]))
     said = [(60.0, 0.1, 1 / 3, 2.7, -3.1), (7.0, 0.5, 0.25, 1e-30, 1e9)]
     passengers = [
-        Passenger(Span(2, 1_000_003, 1), State.asks, 1 / 7, SamplingOptions(0.7, 40, 0.95), said),
-        Passenger(Span(0, 5, 17), State.decided, 0.0, SamplingOptions()),
+        Passenger(Span(2, 1_000_003, 1), State.asks, 1 / 7, SamplingOptions(0.7, 40, 0.95), fewer, 7, said),
+        Passenger(Span(0, 5, 17), State.decided, 0.0, SamplingOptions(), decoders),
     ]
     for message in (Message(Kind.step, passengers, 2048), Message(Kind.end)):
         assert wire.read_message(wire.write_message(message)) == message
-    tokens = [Token(60, "exit_02", 2, 0.3, -1 / 3), None, Token(2**31, "final", 4, 1.0, -0.0)]
+    others = ((60, -1 / 3), (2**31, -1.5))
+    tokens = [Token(60, "exit_02", 2, 0.3, -1 / 3, None, others), None, Token(2**31, "final", 4, 1.0, -0.0)]
     assert wire.read_answer(wire.write_answer(tokens), 3) == tokens
     assert wire.read_answer(wire.write_answer(tokens[:2]), 2) == tokens[:2]

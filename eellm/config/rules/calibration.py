@@ -57,7 +57,7 @@ def calibration_is_of_this_model(
     task: TaskConfig, exit_policy: ExitPolicyConfig, checkpoint: str | None, precision: PrecisionConfig
 ) -> Problems:
     given = exit_policy.calibration
-    if given is None or task.name != "generate" or checkpoint is None:
+    if given is None or task.name not in ("generate", "serve") or checkpoint is None:
         return
     try:
         calibration = read_calibration(given)

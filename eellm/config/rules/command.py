@@ -44,7 +44,7 @@ def overrides_belong_to_the_choices(groups: dict[str, Any], request: Request) ->
 
 def overrides_act_on_decoding(task: TaskConfig, decoding: DecodingConfig, parallel: ParallelConfig, request: Request) -> Problems:
     for override in request.parsed:
-        if override.key in ("decoding.top_k", "decoding.top_p") and decoding.temperature == 0:
+        if override.key in ("decoding.top_k", "decoding.top_p") and decoding.temperature == 0 and task.name != "serve":
             reason = "decoding.temperature=0 always takes the most probable token"
             yield Problem(override.key, typed_value(override), reason, "set decoding.temperature, or leave it out")
         if override.group == "exit_policy" and task.name == "generate" and decoding.mode == "full":

@@ -63,7 +63,7 @@ def decoding_runs_on_one_replica(
     request: Request,
 ) -> Problems:
     over_stages = _compares_over_stages(task, evaluation, decoding)
-    if task.name != "generate" and not over_stages and not measures_decoding(task, benchmark):
+    if task.name not in ("generate", "serve") and not over_stages and not measures_decoding(task, benchmark):
         return
     for key, size in (("vp", parallel.vp), ("dp", request.data_parallel(parallel) or 1)):
         if size > 1:
@@ -104,9 +104,9 @@ def compared_modes_suit_the_stages(
 
 def the_mode_suits_the_stages(task: TaskConfig, decoding: DecodingConfig, parallel: ParallelConfig) -> Problems:
     mode, pp = decoding.mode, parallel.pp
-    if task.name == "generate" and mode == "pipeline" and pp == 1:
+    if task.name in ("generate", "serve") and mode == "pipeline" and pp == 1:
         yield Problem("decoding.mode", mode, _ONE_STAGE, "parallel=pp2, or decoding=catch_up")
-    elif task.name == "generate" and mode not in ("pipeline", "full") and pp > 1:
+    elif task.name in ("generate", "serve") and mode not in ("pipeline", "full") and pp > 1:
         reason = f"needs the whole model on one stage (parallel.pp={pp})"
         yield Problem("decoding.mode", mode, reason, "decoding=pipeline or decoding=full, or parallel.pp=1")
 
@@ -170,7 +170,7 @@ def a_compared_pipeline_has_exits(
 
 
 def drafts_have_exits(exit_policy: ExitPolicyConfig, decoding: DecodingConfig, task: TaskConfig) -> Problems:
-    if task.name == "generate" and decoding.mode == "self_speculative" and exit_policy.kind == "never":
+    if task.name in ("generate", "serve") and decoding.mode == "self_speculative" and exit_policy.kind == "never":
         reason = "decoding.mode=self_speculative drafts with exits"
         yield Problem("exit_policy.kind", "never", reason, "another exit_policy, or decoding=full")
 

@@ -79,7 +79,7 @@ def microbatches_divide_the_batch(
     task: TaskConfig, benchmark: BenchmarkConfig, parallel: ParallelConfig, data: DataConfig, request: Request
 ) -> Problems:
     dp = request.data_parallel(parallel)
-    if dp is None or task.name == "generate" or measures_decoding(task, benchmark):  # which read no batches
+    if dp is None or task.name in ("generate", "serve") or measures_decoding(task, benchmark):  # which read no batches
         return
     batch, step = data.global_batch_size, data.micro_batch_size * dp
     if batch % step:
