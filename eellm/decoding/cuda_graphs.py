@@ -112,7 +112,7 @@ class SegmentGraphs:
         for span in spans:
             positions[span.slot] = places[span.slot] = span.start
         for layer in step.segment.layers:
-            cache.extend_each(layer.name, [span.slot for span in spans], [span.start for span in spans])
+            cache.extend_each(layer.name, [span.slot for span in spans], [span.start for span in spans], [1] * len(spans))
         step.hidden[rows] = hidden
         step.places.copy_(torch.tensor([positions, places]))
         if step.replay is None:

@@ -31,6 +31,23 @@ def newest_rows(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, m
     return out.reshape(sequences, 1, -1)
 
 
+def padded_rows(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, places: torch.Tensor
+) -> torch.Tensor:
+    """A few queries of each of several sequences [r, g, p, d] to keys and values [b, g, k, d]: [r, 1, g * p * d].
+
+    `mask` [b * g, 1, s * p, k], s the most queries of a sequence; row r stands at `places` [r] of b * s.
+    """
+    sequences, groups, _, width = keys.shape
+    per_group, most = query.shape[2], mask.shape[2] // query.shape[2]
+    padded = query.new_zeros(sequences * most, *query.shape[1:])
+    padded[places] = query
+    rows = padded.view(sequences, most, groups, per_group, width).transpose(1, 2).reshape(-1, 1, most * per_group, width)
+    out = F.scaled_dot_product_attention(rows, keys.flatten(0, 1).unsqueeze(1), values.flatten(0, 1).unsqueeze(1), attn_mask=mask)
+    out = out.view(sequences, groups, most, per_group, width).transpose(1, 2).reshape(sequences * most, 1, -1)
+    return out[places]
+
+
 def later_rows(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """A sequence's newest queries [s, g, p, d] to keys and values [g, k, d]: [s, 1, g * p * d].
 

@@ -37,15 +37,20 @@ class KVShape:
 
 
 class NextPlaces:
-    """Where the next token of each of several sequences goes; made once for all layers that are equally full.
+    """Where the next tokens of several sequences go, `counts` of each; made once for all layers that are equally full.
 
-    `block`: the slots as a slice, where they follow each other, so that reading them copies nothing.
+    `row_slots`, `row_places` [r]: slot and place of each token. `block`: the slots as a slice, where they follow each other,
+    so that reading them copies nothing.
     """
 
-    def __init__(self, slots: Sequence[int], starts: Sequence[int], device: torch.device | str):
-        self.slots, self.starts = slots, starts
-        self.longest = max(starts) + 1
-        self.slot_index, self.start_index = torch.tensor([slots, starts], device=device)
+    def __init__(self, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int], device: torch.device | str):
+        self.slots, self.starts, self.counts = slots, starts, counts
+        self.longest = max(start + count for start, count in zip(starts, counts, strict=True))
+        rows = [
+            (slot, start + number) for slot, start, count in zip(slots, starts, counts, strict=True) for number in range(count)
+        ]
+        self.row_slots, self.row_places = torch.tensor(rows, device=device).unbind(1)
+        self.slot_index = self.row_slots if len(rows) == len(slots) else torch.tensor(slots, device=device)
         first = slots[0]
         self.block = slice(first, first + len(slots)) if list(slots) == list(range(first, first + len(slots))) else None
 
@@ -76,20 +81,20 @@ class KVCache:
         return keys, values
 
     def append_each(self, layer: str, places: NextPlaces, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store one token's keys and values of each of several sequences [b, g, 2, d]; return theirs, [b, g, longest, d] each.
+        """Store the keys and values of several sequences' next tokens [r, g, 2, d]; return theirs, [b, g, longest, d] each.
 
         What stands behind the end of a shorter one has no meaning."""
-        self.extend_each(layer, places.slots, places.starts)
+        self.extend_each(layer, places.slots, places.starts, places.counts)
         stored = self._stored[layer]
-        stored[:, places.slot_index, :, places.start_index] = pairs.transpose(1, 2)
+        stored[:, places.row_slots, :, places.row_places] = pairs.transpose(1, 2)
         found = stored[:, :, :, : places.longest]
         found = found.index_select(1, places.slot_index) if places.block is None else found[:, places.block]
         keys, values = found.unbind()
         return keys, values
 
-    def extend_each(self, layer: str, slots: Sequence[int], starts: Sequence[int]) -> None:
-        """Count one more token in each of several slots, whose next places are `starts`."""
-        found = [self._extend(layer, slot, 1) for slot in slots]
+    def extend_each(self, layer: str, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int]) -> None:
+        """Count so many more tokens in each of several slots, whose next places are `starts`."""
+        found = [self._extend(layer, slot, count) for slot, count in zip(slots, counts, strict=True)]
         assert found == list(starts), "layers that take the same rows are equally full"
 
     def put_rows(self, layer: str, places: torch.Tensor, pairs: torch.Tensor, keys: int) -> tuple[torch.Tensor, torch.Tensor]:

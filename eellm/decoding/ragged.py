@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eellm.decoding.grouped_attention import additive, first_rows, later_rows, newest_rows
+from eellm.decoding.grouped_attention import additive, first_rows, later_rows, newest_rows, padded_rows
 from eellm.decoding.kv_cache import KVCache, NextPlaces
 from eellm.model.context import causal_mask
 from eellm.model.spec import ModelSpec
@@ -34,10 +34,14 @@ class Span:
         return range(self.start, self.end)
 
 
+MOST_PADDING = 4
+"""Rows of a padded block per row of a token, up to which sequences attend together."""
+
+
 class RaggedKV:
     """Attention to a KV cache in one forward: rows are the tokens of `spans`, in order.
 
-    Sequences with one row each attend together, padded to the longest; else each attends for itself.
+    Sequences with few rows each attend together, padded to the longest; prompts, and very unequal ones, each for itself.
     """
 
     def __init__(self, spec: ModelSpec, cache: KVCache, spans: Sequence[Span]):
@@ -45,13 +49,11 @@ class RaggedKV:
         self.counts = [span.count for span in spans]
         self.window = spec.sliding_window
         self.places: NextPlaces | None = None
-        if len(self.spans) > 1 and set(self.counts) == {1}:
-            self.places = NextPlaces([span.slot for span in spans], [span.start for span in spans], cache.shape.device)
-            keys = torch.arange(self.places.longest, device=cache.shape.device).unsqueeze(0)
-            allowed = causal_mask(spec, self.places.start_index.unsqueeze(1), keys)
-            self.masks: list[torch.Tensor | None] = [
-                additive(allowed.repeat_interleave(cache.shape.groups, 0), cache.shape.dtype)
-            ]
+        self.padded: torch.Tensor | None = None
+        if self._together():
+            slots, starts = [span.slot for span in spans], [span.start for span in spans]
+            self.places = NextPlaces(slots, starts, self.counts, cache.shape.device)
+            self.masks: list[torch.Tensor | None] = [self._mask_of_all(spec, self.places)]
         else:
             self.masks = [_mask(spec, cache, span) for span in spans]
 
@@ -59,11 +61,36 @@ class RaggedKV:
         """Store the keys and values of projections [r, g, p + 2, d], attend from their queries: [r, 1, g * p * d]."""
         query, pairs = mixed[:, :, :-2], mixed[:, :, -2:]
         if self.places is not None:
-            return newest_rows(query, *self.cache.append_each(layer, self.places, pairs), self.masks[0])
+            keys, values = self.cache.append_each(layer, self.places, pairs)
+            if self.padded is None:
+                return newest_rows(query, keys, values, self.masks[0])
+            assert self.masks[0] is not None
+            return padded_rows(query, keys, values, self.masks[0], self.padded)
         if len(self.spans) == 1:
             return self._attend_one(layer, query, pairs, 0)
         rows = zip(query.split(self.counts), pairs.split(self.counts), strict=True)
         return torch.cat([self._attend_one(layer, *own, number) for number, own in enumerate(rows)])
+
+    def _together(self) -> bool:
+        if len(self.spans) == 1 or max(self.counts) == 1:
+            return len(self.spans) > 1
+        padded = len(self.spans) * max(self.counts)
+        return all(span.start > 0 for span in self.spans) and padded <= MOST_PADDING * sum(self.counts)
+
+    def _mask_of_all(self, spec: ModelSpec, places: NextPlaces) -> torch.Tensor:
+        """What is added to the scores of all rows; sets `padded` where sequences have more than one."""
+        shape, most = self.cache.shape, max(self.counts)
+        positions = places.row_places.unsqueeze(1)
+        if most > 1:
+            ends = torch.tensor([[span.end - 1] for span in self.spans], device=shape.device)
+            numbers = [sequence * most + row for sequence, count in enumerate(self.counts) for row in range(count)]
+            self.padded = torch.tensor(numbers, device=shape.device)
+            positions = ends.repeat(1, most)  # rows without a token see what is there, and are dropped
+            positions.view(-1)[self.padded] = places.row_places
+        allowed = causal_mask(spec, positions, torch.arange(places.longest, device=shape.device).unsqueeze(0))
+        if most > 1:  # each token's query heads are rows of their own
+            allowed = allowed.repeat_interleave(spec.num_heads // spec.num_query_groups, 2)
+        return additive(allowed.repeat_interleave(shape.groups, 0), shape.dtype)
 
     def _attend_one(self, layer: str, query: torch.Tensor, pairs: torch.Tensor, number: int) -> torch.Tensor:
         """The rows of one span."""

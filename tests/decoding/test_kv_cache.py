@@ -32,7 +32,7 @@ def test_sequences_have_slots_of_their_own() -> None:
     cache = KVCache(["1"], KVShape(max_tokens=6, groups=2, head_dim=3, sequences=3))
     cache.append("1", 2, rows(4, 10))
     cache.append("1", 0, rows(1, 20))
-    keys, values = cache.append_each("1", NextPlaces([2, 0], [4, 1], "cpu"), torch.cat((rows(1, 14), rows(1, 21))))
+    keys, values = cache.append_each("1", NextPlaces([2, 0], [4, 1], [1, 1], "cpu"), torch.cat((rows(1, 14), rows(1, 21))))
     assert keys.shape == (2, 2, 5, 3)
     assert keys[0, 0, :, 0].tolist() == [10, 11, 12, 13, 14]
     assert keys[1, 0, :2, 0].tolist() == [20, 21]
@@ -47,7 +47,7 @@ def test_sequences_have_slots_of_their_own() -> None:
 def test_slots_that_follow_each_other_are_read_where_they_are() -> None:
     cache = KVCache(["1"], KVShape(max_tokens=3, groups=2, head_dim=3, sequences=4))
     cache.append("1", 1, rows(2, 5))
-    keys, values = cache.append_each("1", NextPlaces([1, 2, 3], [2, 0, 0], "cpu"), rows(3, 7))
+    keys, values = cache.append_each("1", NextPlaces([1, 2, 3], [2, 0, 0], [1, 1, 1], "cpu"), rows(3, 7))
     assert keys[:, 1, :, 2].tolist() == [[5, 6, 7], [8, 0, 0], [9, 0, 0]]
     assert torch.equal(values, -keys)
     assert keys.untyped_storage().data_ptr() == cache.read("1")[0].untyped_storage().data_ptr()
