@@ -10,11 +10,12 @@ import inspect
 from typing import Any
 
 from eellm.config.request import Request
-from eellm.config.rules import calibration, command, data, decoding, model, parallel, training
+from eellm.config.rules import calibration, command, data, decoding, harness, model, parallel, training
 from eellm.config.schema import Config
 from eellm.errors import Problem
 
-RULES = [*model.RULES, *parallel.RULES, *data.RULES, *training.RULES, *decoding.RULES, *calibration.RULES, *command.RULES]
+RULES = [*model.RULES, *parallel.RULES, *data.RULES, *training.RULES, *decoding.RULES, *calibration.RULES]
+RULES += [*harness.RULES, *command.RULES]
 assert all(set(inspect.signature(rule).parameters) <= {*Config.model_fields, "groups", "request"} for rule in RULES)
 
 
