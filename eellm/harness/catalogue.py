@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
@@ -28,70 +27,59 @@ class Catalogue:
     tasks: list[Task | Group]
 
     @property
-    def names(self) -> list[str]:
-        """Of all single tasks."""
-        return list(self.manager.load(self.tasks)["tasks"])
-
-    @property
     def members(self) -> dict[str, list[str]]:
         """Names of the single tasks of every group."""
-        return {name: [task.task_name for task in group.get_all_tasks()] for name, group in self._groups().items()}
-
-    def _groups(self) -> dict[str, Group]:
-        return self.manager.load(self.tasks).get("groups", {})
+        groups = self.manager.load(self.tasks).get("groups", {})
+        return {name: [task.task_name for task in group.get_all_tasks()] for name, group in groups.items()}
 
 
 def load_catalogue(config: EvaluationConfig) -> Catalogue:
     """Find and load tasks with their data. Raises ConfigError that names every one that cannot be.
 
-    The harness's own 14,000 tasks are looked through (about ten seconds) only where a name is not found in `include_path`.
+    The harness's own 14,000 tasks are looked through (which takes seconds) only where a name is not found in `include_path`.
     """
-    manager = _manager(config, with_own=False)
-    if config.include_path is None or any(not _is_known(manager, name) for name in config.tasks):
-        manager = _manager(config, with_own=True)
-    problems = [_unknown(name, manager) for name in config.tasks if not _is_known(manager, name)]
+    manager = TaskManager(include_path=_folder(config), include_defaults=False)
+    if any(name not in manager.task_index for name in config.tasks):
+        manager = TaskManager(include_path=_folder(config))
+    problems: list[Problem] = []
     tasks: list[Task | Group] = []
     for name in config.tasks:
-        if not _is_known(manager, name):
+        if name not in manager.task_index:
+            problems.append(_unknown(name, manager))
             continue
         try:
             with _no_progress():
-                loaded = manager._load_spec(name)
-            tasks += loaded if isinstance(loaded, list) else [loaded]
+                loaded = manager.load([name])
         except Exception as error:  # of the harness, `datasets`, the hub, or code that belongs to the task
             problems.append(_not_loaded(name, error))
-    if not problems:
-        problems = [*_unsuitable(manager, tasks)]
+            continue
+        group = loaded.get("groups", {}).get(name)
+        tasks += [group] if group is not None else loaded["tasks"].values()
+    problems = problems or list(_unsuitable(manager, tasks))
     if problems:
         raise ConfigError(problems)
     return Catalogue(manager, tasks)
 
 
-def _manager(config: EvaluationConfig, with_own: bool) -> TaskManager:
-    return TaskManager(include_path=config.include_path, include_defaults=with_own)
-
-
-def _is_known(manager: TaskManager, name: str) -> bool:
-    return name in manager.task_index
+def _folder(config: EvaluationConfig) -> str | None:
+    return None if config.include_path is None else str(Path(config.include_path).expanduser())
 
 
 def _unknown(name: str, manager: TaskManager) -> Problem:
     near = difflib.get_close_matches(name, manager.all_tasks, 3)
-    guess = (
-        f"did you mean {' or '.join(near)}?"
-        if near
-        else "`lm-eval ls tasks` lists the harness's, evaluation.include_path adds yours"
-    )
-    return Problem("evaluation.tasks", name, "neither a task, group nor tag of the harness nor of evaluation.include_path", guess)
+    listed = "`lm-eval ls tasks` lists the harness's, evaluation.include_path adds yours"
+    reason = "neither lm-evaluation-harness nor evaluation.include_path has such a task, group or tag"
+    return Problem("evaluation.tasks", name, reason, f"did you mean {' or '.join(near)}?" if near else listed)
 
 
 def _not_loaded(name: str, error: Exception) -> Problem:
     words = " ".join(f"{type(error).__name__}: {error}".split())
     reason = words if len(words) <= LONGEST_REASON else words[:LONGEST_REASON] + "..."
-    if _is_missing_package(error):
-        fix = f"pip install {_missing(error)}"
-    elif _is_of_the_network(error):
-        fix = f"a machine that reaches {HUB}, or has the data in its cache (HF_HOME), or a task over local files (dataset_path: json)"
+    package = next((one.name for one in _chain(error) if isinstance(one, ModuleNotFoundError)), None)
+    if package is not None:
+        fix = f"pip install {package}"
+    elif any(_is_of_the_network(one) for one in _chain(error)):
+        fix = f"a machine that reaches {HUB} or has the data in its cache (HF_HOME), or a task over local files"
     else:
         fix = "the task's YAML and its data set say what it needs"
     return Problem("evaluation.tasks", name, f"cannot be loaded: {reason}", fix)
@@ -103,41 +91,24 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _is_missing_package(error: Exception) -> bool:
-    return any(isinstance(one, ModuleNotFoundError) for one in _chain(error))
-
-
-def _missing(error: Exception) -> str:
-    return next(str(one.name) for one in _chain(error) if isinstance(one, ModuleNotFoundError))
-
-
-def _is_of_the_network(error: Exception) -> bool:
-    """Also what `datasets` makes of it: a data set that it cannot reach it calls one that is not there."""
-    names = {type(one).__name__ for one in _chain(error)}
-    offline = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "DatasetNotFoundError", "ConnectTimeout"}
-    return bool(names & offline) or any(
-        isinstance(one, ConnectionError | socket.gaierror) or "Connect" in type(one).__name__ for one in _chain(error)
-    )
+def _is_of_the_network(error: BaseException) -> bool:
+    """`datasets` calls a data set that it cannot reach one that is not there."""
+    name = type(error).__name__
+    return name in ("OfflineModeIsEnabled", "DatasetNotFoundError") or isinstance(error, ConnectionError) or "Connect" in name
 
 
 def _unsuitable(manager: TaskManager, tasks: Sequence[Task | Group]) -> Iterator[Problem]:
-    """Tasks that the harness would refuse when it has begun."""
+    """Tasks that the harness would refuse once it has begun."""
     try:
-        loaded: dict[str, Any] = dict(manager.load(list(tasks)))["tasks"]
-    except ValueError as error:
-        yield Problem("evaluation.tasks", [task_name(task) for task in tasks], str(error), "name it once")
+        loaded = manager.load(list(tasks))["tasks"]
+    except ValueError as error:  # in two groups, or in a group and by itself
+        yield Problem("evaluation.tasks", "twice", str(error), "leave one of the two out")
         return
     for name, task in loaded.items():
         if getattr(task, "UNSAFE_CODE", False):
-            yield Problem(
-                "evaluation.tasks", name, "runs code that the model writes", "leave it out: eellm has no sandbox for it"
-            )
+            yield Problem("evaluation.tasks", name, "runs code that the model writes", "leave it out: there is no sandbox here")
         if getattr(task, "MULTIMODAL", False):
-            yield Problem("evaluation.tasks", name, "shows pictures or sounds", "leave it out: the models here read text")
-
-
-def task_name(task: Task | Group) -> str:
-    return task.name if isinstance(task, Group) else task.task_name
+            yield Problem("evaluation.tasks", name, "shows pictures or sounds", "leave it out: models here read text")
 
 
 @contextmanager

@@ -20,11 +20,11 @@ class KeptScores:
     def __init__(self, scorer: WindowScorer, longest: int):
         self.scorer, self.longest = scorer, longest
         self.seconds: dict[str, float] = {}
-        self._kept: dict[bytes, list[WindowScores]] = {}
+        self._kept: dict[tuple[str, bytes], list[WindowScores]] = {}
 
     def of(self, task: str, pairs: Sequence[Pair]) -> list[list[WindowScores]]:
         """Scores of the windows of every pair (`eellm.harness.windows`), those in order."""
-        keys = [_key(*pair) for pair in pairs]
+        keys = [(task, _key(*pair)) for pair in pairs]
         missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self._kept}
         if missing:
             started = time.perf_counter()

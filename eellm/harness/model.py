@@ -126,9 +126,9 @@ class HarnessModel(TemplateLM):
                 predictions = torch.stack([head.prediction for head in heads]).gather(0, speaker.unsqueeze(0))[0]
                 greedy = greedy and bool((predictions == own).all())
                 usage.layers += sum(self._layers[head] for head in speaker.tolist())
-            usage.tokens += len(text)
+            usage.scored.tokens += len(text)
             answers.append((total, greedy))
-        usage.seconds = self.scores.seconds.get(self._task, 0.0)
+        usage.scored.seconds = self.scores.seconds.get(self._task, 0.0)
         return answers
 
     def _generate(self, requests: list[Instance]) -> list[str]:
@@ -169,7 +169,7 @@ class HarnessModel(TemplateLM):
         generations = generate_from_ids(
             self._decoder, self.text_tokenizer, list(zip(texts, prompts, strict=True)), decoding, self.seed
         )
-        usage.seconds += time.perf_counter() - started
-        usage.tokens += sum(len(generation.tokens) for generation in generations)
+        usage.generated.seconds += time.perf_counter() - started
+        usage.generated.tokens += sum(len(generation.tokens) for generation in generations)
         usage.layers += sum(token.exit_layer for generation in generations for token in generation.tokens)
         return [generation.text for generation in generations]

@@ -4,9 +4,10 @@ What the columns mean:
 - `decoding`, `policy`, `threshold`: the setting. `task`, `metric`, `filter`, `score`, `stderr`, `higher_is_better`, `samples`,
   `num_fewshot`, `version`: the harness's own. `stderr` is empty where it has none.
 - `tokens`, `mean_layers`: tokens scored or generated for the task, and the layers behind which the heads stand that spoke.
-- `task_tokens_per_second`: these tokens over the time that answering took. For tasks that generate: decoding, prompts
-  included, `decoding.max_batch` sequences at a time. For tasks that score: the one pass with all layers and heads that
-  serves all settings, the same in all of their rows; it says nothing about early exit.
+- `generated_tokens_per_second`: new tokens over the time that the task's prompts took, their prefill included,
+  `decoding.max_batch` sequences side by side. Once, and full depth first: of small tasks, a rough figure.
+- `scored_tokens_per_second`: scored tokens over the time of the one pass, through all layers and heads, that serves all
+  settings: the same in all of a task's rows, and no speed of early exit.
 - `tokens_per_second`, `speedup`: of the setting, not of the task: a few of the tasks' contexts continued greedily, one at a time,
   prompts not counted, alternating with full depth (`eellm.decoding.benchmark`, speed_quality.csv).
 - `cut`: requests that were longer than the model was trained for and lost their beginning.
@@ -48,7 +49,8 @@ def table_rows(
                     "version": results.get("versions", {}).get(task),
                     "tokens": used.tokens,
                     "mean_layers": used.mean_layers,
-                    "task_tokens_per_second": used.tokens_per_second,
+                    "generated_tokens_per_second": used.generated.tokens_per_second,
+                    "scored_tokens_per_second": used.scored.tokens_per_second,
                     "tokens_per_second": speed["tokens_per_second"],
                     "speedup": speed["speedup"],
                     "cut": used.cut,

@@ -3,35 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
-class Usage:
-    """Of one task under one setting. `layers` and `tokens` are sums over scored or generated tokens.
-
-    `layers` counts those behind which each token's head stands. `seconds`: of the passes that scored, which serve all
-    settings, or of generation, prompts included. `cut`: requests longer than the model was trained for, cut on their left.
-    """
+class Work:
+    """Tokens, and the seconds that they took."""
 
     tokens: int = 0
-    layers: int = 0
     seconds: float = 0.0
-    cut: int = 0
-
-    @property
-    def mean_layers(self) -> float | None:
-        return self.layers / self.tokens if self.tokens else None
 
     @property
     def tokens_per_second(self) -> float | None:
         return self.tokens / self.seconds if self.tokens and self.seconds else None
 
 
+@dataclass
+class Usage:
+    """Of one task under one setting.
+
+    `scored`: tokens of the texts whose log-likelihood was asked for, and the passes over them and their contexts, which serve
+    all settings. `generated`: new tokens, and the time from a batch of prompts to its last token. `layers`: a sum over both
+    kinds of tokens of the layers behind which the head stands that spoke. `cut`: requests longer than the model was
+    trained for, that lost their beginning.
+    """
+
+    scored: Work = field(default_factory=Work)
+    generated: Work = field(default_factory=Work)
+    layers: int = 0
+    cut: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.scored.tokens + self.generated.tokens
+
+    @property
+    def mean_layers(self) -> float | None:
+        return self.layers / self.tokens if self.tokens else None
+
+
 def together(usages: Iterable[Usage]) -> Usage:
     """Of a group of tasks."""
     total = Usage()
     for usage in usages:
-        total.tokens, total.layers = total.tokens + usage.tokens, total.layers + usage.layers
-        total.seconds, total.cut = total.seconds + usage.seconds, total.cut + usage.cut
+        for kind in ("scored", "generated"):
+            sums, own = getattr(total, kind), getattr(usage, kind)
+            sums.tokens, sums.seconds = sums.tokens + own.tokens, sums.seconds + own.seconds
+        total.layers, total.cut = total.layers + usage.layers, total.cut + usage.cut
     return total

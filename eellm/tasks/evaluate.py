@@ -19,7 +19,7 @@ from eellm.mcore.groups import Groups
 from eellm.metrics.recorder import Recorder
 from eellm.model.objective import ObjectiveOptions
 from eellm.model.spec import ModelSpec
-from eellm.tasks.comparison import best_faithful, compared_modes, decoding_config, decodes_together
+from eellm.tasks.comparison import best_faithful, compared_modes, decodes_together, decoding_config
 from eellm.tasks.context import TaskContext
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
 from eellm.tasks.trained import load_trained, with_trained_tokenizer

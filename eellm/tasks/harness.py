@@ -49,11 +49,10 @@ def evaluate_tasks(context: TaskContext, recorder: Recorder, device: torch.devic
         results = [answered(config, catalogue, model) for model in models]
         speeds = speed_against_quality(stage, prompts_of(models[0]), settings, greedy(config).decoding)
     recorder.table("speed_quality", speeds)
-    if results[0] is None:  # only the main rank is given any
-        return {}
     rows: list[TableRow] = []
     for setting, model, result, speed in zip(settings, models, results, speeds, strict=True):
-        rows += table_rows(setting, result, model.usage, catalogue.members, speed)
+        if result is not None:
+            rows += table_rows(setting, result, model.usage, catalogue.members, speed)
     recorder.table("lm_eval", rows)
     return best_faithful(speeds) | full_depth_scores(rows)
 

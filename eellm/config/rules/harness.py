@@ -1,4 +1,4 @@
-"""Rules on evaluating with lm-evaluation-harness. What its tasks are called is checked when they are loaded, before ranks start."""
+"""Rules on evaluating with lm-evaluation-harness. Its tasks are looked up and loaded after these, before ranks start."""
 
 from __future__ import annotations
 
