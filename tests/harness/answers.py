@@ -92,7 +92,8 @@ def scores(rank: int, job: Job, windows: Sequence[Window]) -> list[WindowScores]
 
 def followed(rank: int, job: Job, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[list[Token]]]:
     """Of every setting and pair of ids: the tokens that a decoder would emit in place of each of the text's."""
-    return [[_followed(Decoder(build(job.spec), s.policy, s.options), *pair) for pair in pairs] for s in job.settings]
+    stage = build(job.spec)
+    return [[_followed(Decoder(stage, own.policy, own.options), *pair) for pair in pairs] for own in job.settings]
 
 
 def _followed(decoder: Decoder, context: list[int], text: list[int]) -> list[Token]:

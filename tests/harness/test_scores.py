@@ -29,11 +29,11 @@ PAIRS = [
 ROLLING = [("a text to be read",), ("x",), ("",), ("one two three four five six seven eight nine ten eleven twelve",)]
 
 POLICIES = {
-    "max_probability": dict(thresholds=(0.5, 0.4, 0.5)),
-    "margin": dict(thresholds=0.2),
-    "entropy": dict(thresholds=0.35),
-    "patience": dict(thresholds=2.0),
-    "fixed_layer": dict(thresholds=0.0, active=(2,)),
+    "max_probability": policy(SPEC, "max_probability", (0.5, 0.4, 0.5)),
+    "margin": policy(SPEC, "margin", 0.2),
+    "entropy": policy(SPEC, "entropy", 0.35),
+    "patience": policy(SPEC, "patience", (2.0, 2.0, 1.0)),
+    "fixed_layer": policy(SPEC, "fixed_layer", 0.0, active=(2,)),
 }
 
 
@@ -83,7 +83,7 @@ def greedy_text(count: int) -> str:
 
 @pytest.mark.parametrize("kind", POLICIES)
 def test_a_threshold_scores_by_the_heads_that_a_decoder_would_have_let_speak(kind: str) -> None:
-    chosen = policy(SPEC, kind, **POLICIES[kind])
+    chosen = POLICIES[kind]
     settings = [
         setting(chosen),
         setting(chosen, max_pending=2),
