@@ -147,7 +147,7 @@ class HarnessModel(TemplateLM):
         wanted = normalize_gen_kwargs(given, DEFAULT_NEW_TOKENS)
         changes = {
             "max_new_tokens": min(wanted["max_gen_toks"], max(1, self.longest // 2)),
-            "temperature": wanted["temperature"],
+            "temperature": wanted.get("temperature", 1.0 if wanted["do_sample"] else 0.0),
             "top_k": wanted.get("top_k") or 0,
             "top_p": wanted.get("top_p") or 1.0,
             "stop": wanted["until"],

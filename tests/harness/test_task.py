@@ -18,14 +18,14 @@ ROOT = Path(__file__).resolve().parents[2]
 THRESHOLDS = [0.3, 0.7, 1.0]
 
 
-def run_py(folder: Path, *overrides: str, succeed: bool = True) -> subprocess.CompletedProcess[str]:
+def run_py(folder: Path, *overrides: str) -> str:
     command = [sys.executable, str(ROOT / "run.py"), "task=evaluate", "evaluation=lm_eval", "device=cpu", *overrides]
     environment = {**os.environ, "HF_HOME": str(folder.parent / "hf"), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
         [*command, f"hydra.run.dir={folder}"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
     )
-    assert (result.returncode == 0) == succeed, result.stdout[-3000:] + result.stderr[-3000:]
-    return result
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +34,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("harness")
     tasks = write_tasks(folder / "tasks")
     names = [GROUP, *(name for name in NAMES if name not in ("py_choice", "py_next"))]
-    result = run_py(
+    printed = run_py(
         folder / "run",
         *(f"evaluation.tasks=[{','.join(names)}]", f"evaluation.include_path={tasks}", "evaluation.bootstrap=20"),
         *(f"evaluation.thresholds={THRESHOLDS}", "evaluation.decodings=[catch_up,self_speculative]", "decoding.max_new_tokens=8"),
     )
-    return folder / "run", result.stdout
+    return folder / "run", printed
 
 
 def test_there_is_a_row_for_every_setting_task_and_metric(finished: tuple[Path, str]) -> None:
@@ -94,21 +94,6 @@ def test_the_run_shows_and_records_what_it_found(finished: tuple[Path, str]) -> 
     assert {name: metrics[f"lm_eval/{name}/acc"] for name in full} == full
     for name in metrics:
         describe(name)
-    assert "lm-evaluation-harness" in printed
-    assert "py_choice" in printed
+    assert "Tasks of lm-evaluation-harness" in printed
     assert (run / "figures" / "lm_eval.png").stat().st_size > 10_000
     assert "py_write" in (run / "report.html").read_text()
-
-
-def test_tasks_that_cannot_be_loaded_are_all_named_before_anything_starts(tmp_path: Path) -> None:
-    tasks = write_tasks(tmp_path / "tasks")
-    (tasks / "of_the_hub.yaml").write_text((tasks / "py_text.yaml").read_text().replace("py_text", "of_the_hub").replace(
-        "dataset_path: json", "dataset_path: nobody/nothing").replace("dataset_kwargs", "metadata_kwargs"))  # fmt: skip
-    names = "evaluation.tasks=[py_chioce,py_text,of_the_hub]"
-    message = run_py(tmp_path / "run", names, f"evaluation.include_path={tasks}", succeed=False).stderr
-    assert "2 problems in the configuration" in message
-    assert "evaluation.tasks=py_chioce: neither" in message
-    assert "did you mean py_choice" in message
-    assert "evaluation.tasks=of_the_hub: cannot be loaded" in message
-    assert "huggingface.co" in message
-    assert "Traceback" not in message
