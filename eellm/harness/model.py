@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
@@ -82,6 +83,14 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         return self._by_task(requests, self._generate)
+
+    @contextmanager
+    def decoding_on_demand(self) -> Iterator[None]:
+        """Let go of the decoder in the end: its key-value cache is large, and every setting has one."""
+        try:
+            yield
+        finally:
+            self._decoder = None
 
     def _by_task(self, requests: list[Instance], answer: Callable[[list[Instance]], Sequence[Answer]]) -> list[Answer]:
         """Answers in order, made task by task, so that each task's usage is its own."""

@@ -306,7 +306,13 @@ def _task_panel(task: str, metric: str, rows: TableRows) -> Callable[[Axes, Ink]
             if index == 0:
                 _name_points(axes, ink, [(x, y + _error(row), name) for (x, y, name), row in zip(points, own, strict=True)])
         for row in (row for row in rows if row["decoding"] == "full"):
-            style = {"color": ink.text, "markerfacecolor": ink.background, "marker": "D", "zorder": 4, "linestyle": "none"}
+            style: dict[str, Any] = {
+                "color": ink.text,
+                "markerfacecolor": ink.background,
+                "marker": "D",
+                "zorder": 4,
+                "linestyle": "none",
+            }
             axes.errorbar(
                 [1.0], [_float(row, "score")], yerr=[_error(row)], elinewidth=0.8, capsize=2, label="full depth", **style
             )

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from itertools import chain
 from typing import Any
 
 import torch
@@ -46,14 +47,15 @@ def evaluate_tasks(context: TaskContext, recorder: Recorder, device: torch.devic
         stage = load_trained(config, plan, groups).stages[0]
         settings = settings_of(config, stage)
         models = models_of(config, stage, settings, tokenizer)
-        results = [answered(config, catalogue, model) for model in models]
+        first = answered(config, catalogue, models[0])
         speeds = speed_against_quality(stage, prompts_of(models[0]), settings, greedy(config).decoding)
-    recorder.table("speed_quality", speeds)
-    rows: list[TableRow] = []
-    for setting, model, result, speed in zip(settings, models, results, speeds, strict=True):
-        if result is not None:
-            rows += table_rows(setting, result, model.usage, catalogue.members, speed)
-    recorder.table("lm_eval", rows)
+        recorder.table("speed_quality", speeds)
+        rows: list[TableRow] = []
+        results = chain([first], (answered(config, catalogue, model) for model in models[1:]))
+        for setting, model, result, speed in zip(settings, models, results, speeds, strict=True):
+            if result is not None:
+                rows += table_rows(setting, result, model.usage, catalogue.members, speed)
+                recorder.table("lm_eval", rows)  # after every setting: it may be long until the last
     return best_faithful(speeds) | full_depth_scores(rows)
 
 
@@ -81,7 +83,7 @@ def answered(config: Config, catalogue: Catalogue, model: HarnessModel) -> dict[
     import lm_eval
 
     evaluation = config.evaluation
-    with _silent():
+    with _silent(), model.decoding_on_demand():
         return lm_eval.simple_evaluate(
             model=model,
             tasks=list(catalogue.tasks),
