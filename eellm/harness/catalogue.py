@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from lm_eval.api.group import Group
+from lm_eval.api.model import LM
 from lm_eval.api.task import Task
+from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
 from eellm.config.schema import EvaluationConfig
@@ -17,11 +22,13 @@ from eellm.errors import ConfigError, Problem
 
 HUB = "huggingface.co"
 LONGEST_REASON = 200
+SEED = 1234
+"""The harness's own."""
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Tasks that a run asked for: what `lm_eval.simple_evaluate` takes as `tasks`, and its task manager."""
+    """Tasks and groups that a run asked for, loaded."""
 
     manager: TaskManager
     tasks: list[Task | Group]
@@ -31,6 +38,23 @@ class Catalogue:
         """Names of the single tasks of every group."""
         groups = self.manager.load(self.tasks).get("groups", {})
         return {name: [task.task_name for task in group.get_all_tasks()] for name, group in groups.items()}
+
+    def evaluate(self, model: LM, config: EvaluationConfig) -> dict[str, Any]:
+        """The harness's results for a model, with the same questions and examples every time.
+
+        `lm_eval.simple_evaluate` would do, with these seeds, but asks pip and the system about the machine at every call.
+        """
+        random.seed(0)
+        np.random.seed(SEED)
+        loaded = self.manager.load(self.tasks)
+        for task in loaded["tasks"].values():
+            own = task.get_config("num_fewshot")
+            if own is None or (own != 0 and config.num_fewshot is not None):  # a task that says 0 means it
+                task.set_config("num_fewshot", config.num_fewshot or 0)
+            task.set_fewshot_seed(SEED)
+        results = evaluate(lm=model, task_dict=loaded, limit=config.limit, bootstrap_iters=config.bootstrap, log_samples=False)
+        assert results is not None, "every rank is the harness's first"
+        return dict(results)
 
 
 def load_catalogue(config: EvaluationConfig) -> Catalogue:

@@ -53,9 +53,8 @@ def evaluate_tasks(context: TaskContext, recorder: Recorder, device: torch.devic
         rows: list[TableRow] = []
         results = chain([first], (answered(config, catalogue, model) for model in models[1:]))
         for setting, model, result, speed in zip(settings, models, results, speeds, strict=True):
-            if result is not None:
-                rows += table_rows(setting, result, model.usage, catalogue.members, speed)
-                recorder.table("lm_eval", rows)  # after every setting: it may be long until the last
+            rows += table_rows(setting, result, model.usage, catalogue.members, speed)
+            recorder.table("lm_eval", rows)  # after every setting: it may be long until the last
     return best_faithful(speeds) | full_depth_scores(rows)
 
 
@@ -78,21 +77,10 @@ def models_of(config: Config, stage: Stage, settings: list[Setting], tokenizer: 
     return [HarnessModel(scores, setting, tokenizer, config.decoding, config.seed) for setting in settings]
 
 
-def answered(config: Config, catalogue: Catalogue, model: HarnessModel) -> dict[str, Any] | None:
-    """The harness's results for one setting; None on ranks other than a machine's first."""
-    import lm_eval
-
-    evaluation = config.evaluation
+def answered(config: Config, catalogue: Catalogue, model: HarnessModel) -> dict[str, Any]:
+    """The harness's results for one setting."""
     with _silent(), model.decoding_on_demand():
-        return lm_eval.simple_evaluate(
-            model=model,
-            tasks=list(catalogue.tasks),
-            task_manager=catalogue.manager,
-            num_fewshot=evaluation.num_fewshot,
-            limit=evaluation.limit,
-            bootstrap_iters=evaluation.bootstrap,
-            log_samples=False,
-        )
+        return catalogue.evaluate(model, config.evaluation)
 
 
 def prompts_of(model: HarnessModel) -> list[list[int]]:

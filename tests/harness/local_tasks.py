@@ -57,7 +57,7 @@ def write_tasks(folder: Path) -> Path:
         data = texts if name == "py_text" else questions
         (folder / f"{name}.yaml").write_text(
             f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\n"
-            f"test_split: test\nmetadata: {{version: 1.0}}\n{kind}\n"
+            f"test_split: test\nfewshot_split: test\nmetadata: {{version: 1.0}}\n{kind}\n"
         )
     (folder / f"{GROUP}.yaml").write_text(
         f"group: {GROUP}\ntask: [py_choice, py_next]\n"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import datasets
 import huggingface_hub.constants
 import pytest
+from lm_eval import evaluator
+from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from eellm.config.compose import compose
@@ -67,6 +70,35 @@ def test_every_task_that_cannot_be_loaded_is_named(tasks: Path) -> None:
     assert "huggingface.co" in hub.fix
     assert "missing.jsonl" in file.reason
     assert package.fix == "pip install no_such_package"
+
+
+class Hashes(LM):
+    """Answers that depend on every letter of a request."""
+
+    def loglikelihood(self, requests):
+        return [(-float(zlib.crc32(repr(request.args).encode()) % 997) / 100, False) for request in requests]
+
+    def loglikelihood_rolling(self, requests):
+        return [answer for answer, _ in self.loglikelihood(requests)]
+
+    def generate_until(self, requests):
+        return [str(answer) for answer, _ in self.loglikelihood(requests)]
+
+
+@pytest.mark.parametrize("shots", [None, 2])
+def test_results_are_those_of_simple_evaluate_every_time(tasks: Path, monkeypatch: pytest.MonkeyPatch, shots: int | None) -> None:
+    monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
+    found = load(tasks, GROUP, "py_text", "py_write")
+    config = compose(
+        [*ASKED, "evaluation.tasks=[x]", f"evaluation.num_fewshot={shots or 'null'}", "evaluation.limit=6"]
+    ).evaluation
+    results = [found.evaluate(Hashes(), config) for _ in range(2)]
+    options = {"num_fewshot": shots, "limit": 6, "bootstrap_iters": config.bootstrap, "log_samples": False}
+    wanted = evaluator.simple_evaluate(Hashes(), tasks=found.tasks, task_manager=found.manager, **options)
+    for name in ("results", "n-shot", "n-samples", "higher_is_better", "versions"):
+        assert results[0][name] == results[1][name] == wanted[name]
+    assert results[0]["n-shot"]["py_choice"] == (shots or 0)
 
 
 def test_a_task_that_is_named_twice_over_a_group(tasks: Path) -> None:
