@@ -6,6 +6,7 @@ import logging
 import warnings
 
 _LOGGERS = {"megatron": logging.WARNING, "lightning.pytorch": logging.ERROR, "lightning.fabric": logging.ERROR}
+_LOGGERS |= {"lm_eval": logging.ERROR, "huggingface_hub": logging.ERROR}
 
 _WARNINGS = (
     r".*Transformer Engine and Apex are not installed.*",

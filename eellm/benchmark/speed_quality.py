@@ -168,7 +168,7 @@ def _cells(row: _Row, decoder: Decoder, full: _Row) -> TableRow:
     return {
         "decoding": decoder.options.mode,
         "policy": decoder.policy.kind,
-        "threshold": _cell(decoder.policy),
+        "threshold": threshold_cell(decoder.policy),
         "tokens_per_second": len(tokens) / statistics.median(row.seconds) if tokens else None,
         "speedup": statistics.median(ratios) if ratios else None,
         "agreement": row.agreement,
@@ -178,6 +178,6 @@ def _cells(row: _Row, decoder: Decoder, full: _Row) -> TableRow:
     }
 
 
-def _cell(policy: Policy) -> float | str | None:
+def threshold_cell(policy: Policy) -> float | str | None:
     threshold = policy.threshold
     return " ".join(map(str, threshold)) if isinstance(threshold, list) else threshold

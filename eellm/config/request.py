@@ -54,17 +54,21 @@ TASK_READS: dict[str, tuple[str, ...]] = {
 _BATCHES = ("split", "sequence_length", "micro_batch_size", "global_batch_size", "ramp_up", "document_boundaries", "num_workers")
 
 _PROMPTS = ("decoding.prompts", "decoding.stop")
-_GENERATION = tuple(f"decoding.{key}" for key in ("stop_at_eos", "max_batch", "max_tokens"))
+_GENERATION = tuple(f"decoding.{key}" for key in ("stop_at_eos", "max_tokens"))
 _TRAINING_BENCHMARK = (
     *("model.attention", "loss_weights", "schedule", "trainer", "exits.deferred", "benchmark.in_flight"),
     *("data.micro_batch_size", "data.global_batch_size"),
 )
+_ON_HELD_OUT_TEXT = ("data", "schedule", *(f"evaluation.{key}" for key in ("batches", "speed_thresholds", "calibration_bins")))
+_ON_TASKS = tuple(f"evaluation.{key}" for key in ("tasks", "include_path", "limit", "num_fewshot", "batch_size", "bootstrap"))
 _DECODING_BENCHMARK = ("decoding", "exit_policy", "benchmark.decodings", "benchmark.thresholds", "benchmark.batches")
 
 READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
     (tuple(f"data.{key}" for key in _BATCHES), "task.name", ("quickstart", "train", "evaluate", "calibrate", "benchmark")),
     (_TRAINING_BENCHMARK, "benchmark.name", ("training",)),
     (_DECODING_BENCHMARK, "benchmark.name", ("decoding",)),
+    (_ON_HELD_OUT_TEXT, "evaluation.name", ("exits",)),
+    (_ON_TASKS, "evaluation.name", ("lm_eval",)),
     (("loss_weights.initial", "loss_weights.shape"), "loss_weights.kind", ("warmup", "cooldown")),
     (("loss_weights.steps",), "loss_weights.kind", ("warmup", "cooldown", "rotating")),
     (("optimizer.momentum",), "optimizer.name", ("sgd",)),
@@ -86,6 +90,7 @@ READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
     (("decoding.draft_length",), "decoding.mode", ("self_speculative",)),
     (_PROMPTS, "task.name", ("quickstart", "generate")),
     (_GENERATION, "task.name", ("quickstart", "generate", "serve")),
+    (("decoding.max_batch",), "task.name", ("quickstart", "generate", "serve", "evaluate")),
     (("exit_policy.threshold",), "task.name", ("quickstart", "generate", "serve", "benchmark")),
     (("exit_policy.min_new_tokens",), "task.name", ("quickstart", "evaluate", "generate", "serve", "benchmark")),
     (("exit_policy.calibration",), "task.name", ("generate", "serve")),
@@ -159,7 +164,7 @@ def _chosen(groups: dict[str, Any], choice: str) -> list[str]:
     """The options in force: several where decodings are compared, none where the choice does not matter."""
     group, _, name = choice.partition(".")
     value, task = getattr(groups.get(group), name, None), getattr(groups.get("task"), "name", None)
-    if value is None or (group == "benchmark" and task != "benchmark"):
+    if value is None or (group == "benchmark" and task != "benchmark") or (group == "evaluation" and task != "evaluate"):
         return []
     if choice == "decoding.mode" and task == "serve" and "serve" in groups:
         return list(groups["serve"].decodings or ())

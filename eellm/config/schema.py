@@ -266,16 +266,30 @@ class TrainerConfig(Node):
 
 
 class EvaluationConfig(Node):
+    name: Literal["exits", "lm_eval"]
+    """`exits`: every exit on held-out text; `lm_eval`: tasks of lm-evaluation-harness (extra `eval`) by mode and threshold."""
     batches: Count
     """Held-out global batches to evaluate."""
     thresholds: list[Fraction]
-    """Confidence thresholds of the trade-off table."""
+    """Confidence thresholds of the trade-off table; of `lm_eval`, those at which tasks are answered."""
     decodings: list[DecodingMode] | None
-    """Modes of decoding that are timed against full depth; null = decoding.mode, [] = none."""
+    """Modes of decoding that are set against full depth; null = decoding.mode, [] = none."""
     speed_thresholds: list[Fraction]
     """Thresholds at which decoding is timed against full depth."""
     calibration_bins: Count
     """Bins of the expected calibration error."""
+    tasks: list[str]
+    """Tasks, groups and tags of the harness or of `include_path`."""
+    include_path: str | None
+    """Folder with tasks of your own as the harness's YAML files."""
+    limit: Count | None
+    """Documents of each task, for a try; null = all."""
+    num_fewshot: NonNegative | None
+    """Examples before each question; null = as each task says."""
+    batch_size: Count
+    """Texts scored in one forward; generation takes decoding.max_batch."""
+    bootstrap: NonNegative
+    """Resamplings for standard errors that have no formula; 0 = none of those."""
 
     def compared_modes(self, chosen: DecodingMode) -> list[DecodingMode]:
         """What is timed against full depth where `chosen` is decoding.mode."""

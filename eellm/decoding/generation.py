@@ -136,9 +136,16 @@ def generate_texts(
     They run side by side, as many as the decoder takes; a generation's seconds run from the step that admits it. An empty
     prompt starts a document. Mode, `max_pending` and sizes are the decoder's, whatever `decoding` says.
     """
+    encoded = [(prompt, tokenizer.encode(prompt) or [tokenizer.eod_id]) for prompt in prompts]
+    return generate_from_ids(decoder, tokenizer, encoded, decoding, seed)
+
+
+def generate_from_ids(
+    decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[tuple[str, list[int]]], decoding: DecodingConfig, seed: int
+) -> list[Generation]:
+    """`generate_texts` for prompts that are encoded already: (text, ids)."""
     texts: dict[Continuation, _Text] = {}
-    for number, prompt in enumerate(prompts):
-        ids = tokenizer.encode(prompt) or [tokenizer.eod_id]
+    for number, (prompt, ids) in enumerate(prompts):
         sequence = decoder.submit(ids, Request.of(decoding, seed + number, tokenizer.eod_id))
         texts[sequence] = _Text(prompt, sequence, ContinuedText(tokenizer, ids, decoding.stop))
     while True:

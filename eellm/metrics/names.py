@@ -26,7 +26,7 @@ HEAD_PATTERN = r"exit_\d{2,}|final"
 @dataclass(frozen=True)
 class Metric:
     """One family of keys. `{head}` in the pattern stands for `exit_06` or `final`, `{stage}` for a stage number,
-    `{figure}` for a row of benchmark.csv.
+    `{figure}` for a row of benchmark.csv, `{score}` for a task of lm-evaluation-harness and its metric.
 
     `reduction` says how the ranks' numbers become the one that is written: `token_mean` = sum over all
     tokens divided by their global count, `same` = equal on all ranks already, `max` and `sum` over ranks.
@@ -40,7 +40,12 @@ class Metric:
 
     def matches(self, key: str) -> bool:
         pattern = re.escape(self.pattern)
-        for name, values in {"head": f"(?:{HEAD_PATTERN})", "stage": r"\d+", "figure": r"\w+/\w+"}.items():
+        for name, values in {
+            "head": f"(?:{HEAD_PATTERN})",
+            "stage": r"\d+",
+            "figure": r"\w+/\w+",
+            "score": r"[^/]+(?:/[^/]+)+",
+        }.items():
             pattern = pattern.replace(rf"\{{{name}\}}", values)
         return re.fullmatch(pattern, key) is not None
 
@@ -70,6 +75,7 @@ GENERATE_MEAN_LAYERS = "generate/mean_layers"
 GENERATE_ACCEPTANCE_RATE = "generate/acceptance_rate"
 GENERATE_MEAN_ACCEPTED_LENGTH = "generate/mean_accepted_length"
 BENCHMARK = "benchmark/{figure}"
+HARNESS = "lm_eval/{score}"
 CALIBRATE_RISK = "calibrate/risk"
 CALIBRATE_MEAN_LAYERS = "calibrate/mean_layers"
 SERVE_TOKENS = "serve/tokens"
@@ -101,6 +107,9 @@ METRICS: tuple[Metric, ...] = (
     Metric(GENERATE_ACCEPTANCE_RATE, "share", "same", "higher", "Share of tokens drafted by exits that the full model accepted"),
     Metric(GENERATE_MEAN_ACCEPTED_LENGTH, "tokens", "same", "higher", "Drafted tokens accepted per verifying pass of a sequence"),
     Metric(BENCHMARK, "as in benchmark.csv", "same", "none", "A figure of task=benchmark, e.g. benchmark/time/ratio"),
+    Metric(
+        HARNESS, "as the harness", "same", "none", "A task's metric at full depth, e.g. lm_eval/boolq/acc; lm_eval.csv has all"
+    ),
     Metric(CALIBRATE_RISK, "share", "same", "none", "Risk measured at the threshold certified, a mean over sequences"),
     Metric(CALIBRATE_MEAN_LAYERS, "layers", "same", "lower", "Mean layers of held-out tokens at the threshold certified"),
     Metric(SERVE_TOKENS, "tokens", "same", "none", "Tokens that a server has generated"),
@@ -136,6 +145,12 @@ def memory_gb(stage: int) -> str:
 def evaluation(column: str, head: str) -> str:
     """Key of one cell of exits.csv, e.g. `eval/agreement/exit_04`."""
     return f"eval/{column}/{head}"
+
+
+def harness(task: str, metric: str, filter_: str) -> str:
+    """Key of a task's score, e.g. `lm_eval/boolq/acc`; a filter of its own is a further part."""
+    parts = (task, metric) if filter_ == "none" else (task, metric, filter_)
+    return HARNESS.format(score="/".join(part.replace("/", "_") for part in parts))
 
 
 def share_column(head: str) -> str:

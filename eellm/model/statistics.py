@@ -90,6 +90,15 @@ def label_scores(
 
     The same on all tensor-parallel ranks.
     """
+    loss, statistics = label_statistics(features, weight, labels, vocabulary, temperature)
+    return LabelScores(loss, statistics.prediction, statistics.probability)
+
+
+@torch.no_grad()
+def label_statistics(
+    features: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, vocabulary: Vocabulary, temperature: float = 1.0
+) -> tuple[torch.Tensor, HeadStatistics]:
+    """(cross-entropy of the labels [n] at temperature 1, all statistics at the head's), as `label_scores`."""
     logits = vocabulary.logits(features, weight)
     best, log_normaliser, statistics = summarise(logits, vocabulary, temperature)
     index, here = vocabulary.local(labels)
@@ -97,5 +106,4 @@ def label_scores(
     below = torch.zeros_like(best)
     if logits.shape[1]:
         below = (logits.gather(1, index.unsqueeze(1)).squeeze(1) - best) * here
-    loss = (log_normaliser - best) - vocabulary.reduce(below)
-    return LabelScores(loss, statistics.prediction, statistics.probability)
+    return (log_normaliser - best) - vocabulary.reduce(below), statistics

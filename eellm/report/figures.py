@@ -13,7 +13,7 @@ from eellm.metrics.names import FINAL, TRAIN_LOSS, VAL_LOSS, depth, share_column
 from eellm.metrics.tables import Cell
 from eellm.report.number_text import percent, threshold
 from eellm.report.palette import Ink, mode_colour, paper_ink
-from eellm.report.run_record import Curve, RunRecord
+from eellm.report.run_record import Curve, RunRecord, TableRows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +28,7 @@ NEAR = 0.04
 Point = tuple[float, float, str]
 """x, y and name."""
 MOST_POINTS = 600
+PANEL_COLUMNS, MOST_PANELS, PANEL_SIZE = 3, 12, (3.0, 2.6)
 START_SHARE = 0.08
 """Share of a run whose fast first fall may leave the top of a loss plot, so that the end is legible."""
 
@@ -42,15 +43,42 @@ class Plot:
     draw: Callable[[Axes, Ink], None]
 
     def figure(self, ink: Ink) -> Figure:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=SIZE, layout="constrained", facecolor=ink.background)
-        FigureCanvasAgg(figure)
+        figure = _empty_figure(SIZE, ink)
         axes = figure.add_subplot()
         _frame(axes, ink)
         self.draw(axes, ink)
         return figure
+
+
+@dataclass(frozen=True)
+class PanelPlot(Plot):
+    """Several drawings side by side; `draw` is the first panel's, `others` are the rest."""
+
+    others: tuple[Callable[[Axes, Ink], None], ...] = ()
+
+    def figure(self, ink: Ink) -> Figure:
+        panels = [self.draw, *self.others]
+        columns = min(PANEL_COLUMNS, len(panels))
+        rows = math.ceil(len(panels) / columns)
+        figure = _empty_figure((max(SIZE[0], PANEL_SIZE[0] * columns), 0.6 + PANEL_SIZE[1] * rows), ink)
+        for index, draw in enumerate(panels):
+            axes = figure.add_subplot(rows, columns, index + 1)
+            _frame(axes, ink)
+            draw(axes, ink)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside lower left", ncols=5, frameon=False, fontsize=8, labelcolor=ink.text, handlelength=2.6
+        )
+        return figure
+
+
+def _empty_figure(size: tuple[float, float], ink: Ink) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained", facecolor=ink.background)
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def plots(record: RunRecord) -> list[Plot]:
@@ -65,6 +93,7 @@ def plots(record: RunRecord) -> list[Plot]:
         _share_plot(record),
         _trade_off_plot(record),
         _reliability_plot(record),
+        _tasks_plot(record),
     ]
     return [plot for plot in found if plot is not None]
 
@@ -241,6 +270,63 @@ def _reliability_plot(record: RunRecord) -> Plot | None:
 
     caption = "How often a head is right at a given confidence. On the dotted line its confidence can be taken at its word."
     return Plot("reliability", "Calibration", caption, draw)
+
+
+def _tasks_plot(record: RunRecord) -> Plot | None:
+    """A panel a task: its first metric that has a standard error, else its first."""
+    chosen: dict[str, tuple[str, TableRows]] = {}
+    for (task, metric, _), rows in record.task_scores.items():
+        rows = [row for row in rows if _all_numbers(row, "score", "speedup")]
+        if rows and (task not in chosen or (_error(rows[0]) and not _error(chosen[task][1][0]))):
+            chosen[task] = (metric, rows)
+    if not chosen:
+        return None
+    panels = [_task_panel(task, metric, rows) for task, (metric, rows) in list(chosen.items())[:MOST_PANELS]]
+    left_out = f" The first {MOST_PANELS} of {len(chosen)} tasks." if len(chosen) > MOST_PANELS else ""
+    caption = (
+        "Tasks of lm-evaluation-harness: score, with one standard error, against how fast the same setting decodes, by "
+        f"threshold. Scores of one task share their documents, so their errors are not independent.{left_out}"
+    )
+    return PanelPlot("lm_eval", "Tasks: speed against score", caption, panels[0], tuple(panels[1:]))
+
+
+def _task_panel(task: str, metric: str, rows: TableRows) -> Callable[[Axes, Ink], None]:
+    modes = list(dict.fromkeys(str(row["decoding"]) for row in rows if row["decoding"] != "full"))
+
+    def draw(axes: Axes, ink: Ink) -> None:
+        axes.axvline(1.0, color=ink.muted, linewidth=1.0, linestyle=(0, (2, 2)))
+        for index, mode in enumerate(modes):
+            own = sorted((row for row in rows if row["decoding"] == mode), key=lambda row: _float(row, "speedup"))
+            points = [(_float(row, "speedup"), _float(row, "score"), threshold(row.get("threshold"))) for row in own]
+            axes.errorbar(
+                [x for x, _, _ in points], [y for _, y, _ in points], yerr=[_error(row) for row in own], label=mode,
+                color=mode_colour(index, ink), linestyle=DASHES[index % len(DASHES)], marker=MODE_MARKERS[index],
+                markersize=4.5, linewidth=1.4, elinewidth=0.8, capsize=2,
+            )  # fmt: skip
+            if index == 0:
+                _name_points(axes, ink, [(x, y + _error(row), name) for (x, y, name), row in zip(points, own, strict=True)])
+        for row in (row for row in rows if row["decoding"] == "full"):
+            style: dict[str, Any] = {
+                "color": ink.text,
+                "markerfacecolor": ink.background,
+                "marker": "D",
+                "zorder": 4,
+                "linestyle": "none",
+            }
+            axes.errorbar(
+                [1.0], [_float(row, "score")], yerr=[_error(row)], elinewidth=0.8, capsize=2, label="full depth", **style
+            )
+        axes.margins(x=0.12, y=0.18)
+        axes.set_xlabel("speed, times full depth")
+        better = {True: ", higher is better", False: ", lower is better"}
+        axes.set_ylabel(metric + next((text for value, text in better.items() if rows[0].get("higher_is_better") is value), ""))
+        axes.set_title(task, fontsize=9, loc="left", color=ink.text)
+
+    return draw
+
+
+def _error(row: dict[str, Cell]) -> float:
+    return _float(row, "stderr")
 
 
 def _points(curve: Curve) -> list[tuple[float, float]]:

@@ -31,6 +31,7 @@ LEARNING = ("loss_train", "loss_validation")
 EXITS = ("exit_gap", "reliability")
 SPEED = ("speed_quality", "shares")
 DEPTH = ("trade_off",)
+TASKS = ("lm_eval",)
 FILES = {
     "metrics.jsonl": "every logged value, one JSON object a line",
     "metrics.json": "the final values",
@@ -38,6 +39,7 @@ FILES = {
     "exits.csv": "the table of exits",
     "trade_off.csv": "thresholds on held-out text",
     "speed_quality.csv": "speed against quality",
+    "lm_eval.csv": "tasks of lm-evaluation-harness",
     "generations.jsonl": "generated texts, token by token",
     "checkpoints": "weights and optimizer state",
     "figures": "the figures as PNG and SVG files",
@@ -65,6 +67,7 @@ def page(record: RunRecord) -> str:
         _in_short(record, setup),
         _exits(record, [drawn[name] for name in EXITS if name in drawn]),
         _speed(record, [drawn[name] for name in SPEED if name in drawn]),
+        _tasks(record, [drawn[name] for name in TASKS if name in drawn]),
         _samples(record),
         _held_out(record, [drawn[name] for name in DEPTH if name in drawn]),
         _figure_section(record, "Learning", [drawn[name] for name in LEARNING if name in drawn]),
@@ -154,6 +157,18 @@ def _speed(record: RunRecord, figures: list[Plot]) -> str:
         "Mean layers: how many a token has passed when it is emitted. The last columns: the share of tokens that each head emits."
     )
     return f'<h2>Speed against quality</h2><p class="note">{note}</p>{page_tables.speed_table(record)}{_figures(record, figures)}'
+
+
+def _tasks(record: RunRecord, figures: list[Plot]) -> str:
+    if not record.lm_eval:
+        return ""
+    note = (
+        "Scores with one standard error. A text's likelihood is taken from the head that the threshold lets speak at each of its "
+        "tokens. Speedup: of decoding in the same setting, one text at a time. Cut: requests longer than the model was trained "
+        "for, that lost their beginning."
+    )
+    table = page_tables.tasks_table(record)
+    return f'<h2>Tasks of lm-evaluation-harness</h2><p class="note">{note}</p>{table}{_figures(record, figures)}'
 
 
 def _held_out(record: RunRecord, figures: list[Plot]) -> str:

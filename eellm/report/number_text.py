@@ -30,6 +30,11 @@ def percent(value: Cell, digits: int = 0) -> str:
     return f"{text}%"
 
 
+def with_error(value: Cell, error: Cell) -> str:
+    """A score and its standard error where it has one."""
+    return fixed(value) if error is None else f"{fixed(value)} \N{PLUS-MINUS SIGN} {fixed(error)}"
+
+
 def perplexity(value: Cell) -> str:
     """One decimal up to a thousand, none above."""
     return fixed(value, 1 if isinstance(value, (int, float)) and value < 1000 else 0)

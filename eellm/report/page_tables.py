@@ -8,7 +8,7 @@ from html import escape
 from eellm.metrics.names import share_column
 from eellm.metrics.tables import Cell
 from eellm.report.inline_svg import head_variable
-from eellm.report.number_text import fixed, percent, perplexity, threshold
+from eellm.report.number_text import fixed, percent, perplexity, threshold, with_error
 from eellm.report.run_record import SHARE, RunRecord, TableRows
 
 
@@ -92,6 +92,28 @@ def trade_off_table(record: RunRecord) -> str:
         ]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + share_cells(row, heads) + "</tr>")
     return table(["threshold", "accuracy", "loss", "agreement with final", "mean layers", *map(dotted, heads)], rows)
+
+
+def tasks_table(record: RunRecord) -> str:
+    """One row a setting of every task's metrics."""
+    columns = ["task", "metric", "decoding", "threshold", "score", "mean layers", "speedup", "documents", "shots", "cut"]
+    rows = []
+    for row in (row for rows in record.task_scores.values() for row in rows):
+        cells = [
+            escape(str(row["task"])),
+            escape(str(row["metric"]) + ("" if row.get("filter") == "none" else f", {row.get('filter')}")),
+            escape(str(row["decoding"])),
+            threshold(row.get("threshold")),
+            with_error(row.get("score"), row.get("stderr")),
+            fixed(row.get("mean_layers"), 2),
+            fixed(row.get("speedup"), 2),
+            fixed(row.get("samples"), 0),
+            fixed(row.get("num_fewshot"), 0),
+            fixed(row.get("cut"), 0),
+        ]
+        attribute = ' class="reference"' if row["decoding"] == "full" else ""
+        rows.append(f"<tr{attribute}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return table(columns, rows)
 
 
 def share_cells(row: dict[str, Cell], heads: Sequence[str]) -> str:

@@ -80,6 +80,7 @@ class RunRecord:
     exits: TableRows = field(default_factory=list)
     trade_off: TableRows = field(default_factory=list)
     speed_quality: TableRows = field(default_factory=list)
+    lm_eval: TableRows = field(default_factory=list)
     reliability: TableRows = field(default_factory=list)
     generations: list[Generation] = field(default_factory=list)
 
@@ -128,6 +129,14 @@ class RunRecord:
         mode = next((mode for mode in self.compared if mode != "self_speculative"), None)
         return [row for row in self.early_exit if row["decoding"] == mode]
 
+    @property
+    def task_scores(self) -> dict[tuple[str, str, str], TableRows]:
+        """Rows of lm_eval.csv by task, metric and filter; each begins with full depth."""
+        found: dict[tuple[str, str, str], TableRows] = {}
+        for row in self.lm_eval:
+            found.setdefault((str(row["task"]), str(row["metric"]), str(row["filter"])), []).append(row)
+        return found
+
     def layer_of(self, head: str) -> int | None:
         """Layers that a head's token has passed."""
         return self.num_layers if head == FINAL else int(head.removeprefix("exit_"))
@@ -162,6 +171,7 @@ def load_run(run_dir: Path) -> RunRecord:
         exits=read_table(run_dir / "exits.csv"),
         trade_off=read_table(run_dir / "trade_off.csv"),
         speed_quality=read_table(run_dir / "speed_quality.csv"),
+        lm_eval=read_table(run_dir / "lm_eval.csv"),
         reliability=read_table(run_dir / "reliability.csv"),
         generations=_read_generations(run_dir / "generations.jsonl"),
     )

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from eellm.metrics.names import FINAL, share_column
 from eellm.metrics.tables import Cell
-from eellm.report.number_text import MISSING, fixed, percent, perplexity, threshold
+from eellm.report.number_text import MISSING, fixed, percent, perplexity, threshold, with_error
 from eellm.report.palette import exit_colours
 from eellm.report.run_record import SHARE, Generation, RunRecord, TableRows, load_run
 from eellm.report.setup import read_setup
@@ -25,6 +25,8 @@ MOST_SHARE_COLUMNS = 9
 """Heads whose shares fit beside the other columns at 100 characters; with more, they get a table of their own."""
 READING_WIDTH = 96
 EXITS_NOTE = "agreement: same most probable token as the final head; calib. error: expected, 0 is perfect"
+MOST_TASK_ROWS = 60
+TASKS_NOTE = "score: with its standard error; layers: mean per scored or generated token; speedup: of decoding, not of scoring"
 SPEED_NOTE = "same: full depth's token, given the same text; layers: mean per token; rest: % of tokens by exit"
 
 
@@ -37,6 +39,10 @@ def print_report(run_dir: Path, console: Console | None = None) -> None:
         console.print(EXITS_NOTE, style="dim")
         console.print()
     print_speed(record, console)
+    if record.lm_eval:
+        console.print(tasks_table(record))
+        console.print(TASKS_NOTE, style="dim")
+        console.print()
     for paragraph in summary_words(record, read_setup(record)):
         console.print(Text(paragraph), width=min(READING_WIDTH, console.width))
         console.print()
@@ -111,6 +117,29 @@ def speed_tables(record: RunRecord) -> list[Table]:
         policy = [MISSING if full else str(row.get("policy"))] if several else []
         table.add_row(*mode, *policy, *numbers, *(_share(row, head) for head in beside))
     return [table] if beside else [table, _shares_table(record, heads)]
+
+
+def tasks_table(record: RunRecord) -> Table:
+    """One row a setting of every task's metrics, as many as a reader can take in."""
+    rows = [row for rows in record.task_scores.values() for row in rows]
+    hidden = f"; the first {MOST_TASK_ROWS} of {len(rows)} rows of lm_eval.csv" if len(rows) > MOST_TASK_ROWS else ""
+    table = _table(f"Tasks of lm-evaluation-harness{hidden}")
+    for column in ("task", "metric", "decoding", "threshold", "score", "layers", "speedup"):
+        table.add_column(column, justify="left" if column in ("task", "metric", "decoding") else "right", no_wrap=True)
+    before = None
+    for row in rows[:MOST_TASK_ROWS]:
+        filter_ = "" if row.get("filter") == "none" else f", {row.get('filter')}"
+        named = (str(row["task"]), f"{row['metric']}{filter_}")
+        table.add_row(
+            *(named if named != before else ("", "")),
+            str(row["decoding"]),
+            threshold(row.get("threshold")),
+            with_error(row.get("score"), row.get("stderr")),
+            fixed(row.get("mean_layers"), 1),
+            fixed(row.get("speedup"), 2),
+        )
+        before = named
+    return table
 
 
 def _shares_table(record: RunRecord, heads: list[str]) -> Table:

@@ -31,6 +31,19 @@ def held_out_prompts(corpus: Corpus, most: int) -> list[list[int]]:
     return [windows[index * len(windows) // count]["tokens"][:PROMPT_TOKENS].tolist() for index in range(count)]
 
 
+def decodes_together(config: Config) -> bool:
+    """Whether the run's ranks can decode as they are; else the main rank does it alone, with the whole model."""
+    parallel = config.parallel
+    if "pipeline" in config.evaluation.compared_modes(config.decoding.mode):
+        return True  # checked with the config
+    return parallel.pp == parallel.vp == parallel.dp == 1 and not parallel.sequence_parallel
+
+
+def decoding_config(config: Config) -> Config:
+    """The layout that decodes: the run's where its ranks can, else one rank."""
+    return config if decodes_together(config) else on_one_rank(config)
+
+
 def on_one_rank(config: Config) -> Config:
     single = {"tp": 1, "pp": 1, "vp": 1, "dp": 1, "sequence_parallel": False, "layers_per_stage": None}
     return config.model_copy(update={"parallel": config.parallel.model_copy(update=single)})

@@ -1,5 +1,5 @@
 """`task=evaluate`: quality of every exit on held-out text, and the trade-off at every threshold, from one pass; then modes
-of decoding side by side."""
+of decoding side by side. With `evaluation=lm_eval`: tasks of lm-evaluation-harness in these modes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from eellm.mcore.groups import Groups
 from eellm.metrics.recorder import Recorder
 from eellm.model.objective import ObjectiveOptions
 from eellm.model.spec import ModelSpec
-from eellm.tasks.comparison import best_faithful, compared_modes, on_one_rank
+from eellm.tasks.comparison import best_faithful, compared_modes, decodes_together, decoding_config
 from eellm.tasks.context import TaskContext
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
 from eellm.tasks.trained import load_trained, with_trained_tokenizer
@@ -29,20 +29,25 @@ Measured = TypeVar("Measured")
 
 
 def prepare(context: TaskContext) -> None:
+    if context.config.evaluation.name == "lm_eval":
+        from eellm.tasks import harness
+
+        harness.prepare(context)
+        return
     prepare_corpus(with_trained_tokenizer(context.config)).save(context.run.corpus)
 
 
 def run(context: TaskContext) -> dict[str, float]:
-    config = context.config
-    compares = bool(config.evaluation.compared_modes(config.decoding.mode))
+    config, decode = context.config, decoding_part(context.config)
     with recording(context) as (recorder, final):
         with process_group(config) as device:
-            final |= evaluate_exits(context, recorder, device)
-            if compares and decodes_together(config):
-                final |= compare_modes(context, recorder, device)
-        if compares and not decodes_together(config) and is_main_rank():
+            if config.evaluation.name == "exits":
+                final |= evaluate_exits(context, recorder, device)
+            if decode is not None and decodes_together(config):
+                final |= decode(context, recorder, device)
+        if decode is not None and not decodes_together(config) and is_main_rank():
             with process_group(config, alone=True) as device:
-                final |= compare_modes(context, recorder, device)
+                final |= decode(context, recorder, device)
     if is_main_rank():
         from eellm.report.html import build_report
         from eellm.report.terminal import print_report
@@ -50,6 +55,15 @@ def run(context: TaskContext) -> dict[str, float]:
         build_report(context.run_dir)
         print_report(context.run_dir)
     return final
+
+
+def decoding_part(config: Config) -> Callable[[TaskContext, Recorder, torch.device], dict[str, float]] | None:
+    """What needs a decoder, and so the whole model on one stage; None where nothing does."""
+    if config.evaluation.name == "lm_eval":
+        from eellm.tasks.harness import evaluate_tasks
+
+        return evaluate_tasks
+    return compare_modes if config.evaluation.compared_modes(config.decoding.mode) else None
 
 
 def evaluate_exits(context: TaskContext, recorder: Recorder, device: torch.device) -> dict[str, float]:
@@ -61,18 +75,9 @@ def evaluate_exits(context: TaskContext, recorder: Recorder, device: torch.devic
     return result.scalars()
 
 
-def decodes_together(config: Config) -> bool:
-    """Whether the run's ranks can decode as they are; else the main rank does it alone, with the whole model."""
-    parallel, modes = config.parallel, config.evaluation.compared_modes(config.decoding.mode)
-    if "pipeline" in modes:
-        return True  # checked with the config
-    return parallel.pp == parallel.vp == parallel.dp == 1 and not parallel.sequence_parallel
-
-
 def compare_modes(context: TaskContext, recorder: Recorder, device: torch.device) -> dict[str, float]:
     """Decode held-out prompts; writes speed_quality.csv, returns the scalars of its best row, on later stages none."""
-    config, corpus = context.config, Corpus.load(context.run.corpus)
-    config = config if decodes_together(config) else on_one_rank(config)
+    config, corpus = decoding_config(context.config), Corpus.load(context.run.corpus)
     plan = Plan.of(config, corpus.vocab_size)
     with groups_of(plan, device, config.seed) as groups:
         rows = compared_modes(config, load_trained(config, plan, groups).stages[0], groups, corpus)

@@ -9,11 +9,16 @@ def test_formatters_write_the_agreed_keys():
     assert names.val_loss("final") == "val/loss/final"
     assert names.memory_gb(3) == "train/memory_gb/stage_3"
     assert names.evaluation("agreement", "exit_04") == "eval/agreement/exit_04"
+    assert names.harness("boolq", "acc", "none") == "lm_eval/boolq/acc"
+    assert names.harness("gsm8k", "exact_match", "strict-match") == "lm_eval/gsm8k/exact_match/strict-match"
 
 
 @pytest.mark.parametrize("metric", names.METRICS, ids=lambda metric: metric.pattern)
 def test_every_pattern_is_found_by_its_keys_and_by_no_other(metric):
-    named = ({"head": "exit_12", "stage": 11, "figure": "time/ratio"}, {"head": "final", "stage": 0, "figure": "memory/added"})
+    named = (
+        {"head": "exit_12", "stage": 11, "figure": "time/ratio", "score": "boolq/acc"},
+        {"head": "final", "stage": 0, "figure": "memory/added", "score": "gsm8k/exact_match/strict"},
+    )
     for key in (metric.pattern.format(**values) for values in named):
         assert [found for found in names.METRICS if found.matches(key)] == [metric]
         assert names.describe(key) is metric

@@ -51,6 +51,27 @@ def test_all_thresholds_are_named_beside_full_depth(record):
     assert texts == {*map(str, THRESHOLDS), "full depth"}
 
 
+def test_a_task_is_a_panel_with_its_scores_against_speed(tmp_path):
+    """The metric with a standard error is drawn, of lower or higher is better."""
+    settings = [("full", None, 1.0), ("catch_up", 0.4, 1.3), ("catch_up", 0.8, 0.9), ("self_speculative", 0.4, 1.1)]
+    scores = {("one", "loose"): None, ("one", "acc"): 0.03, ("two", "perplexity"): 1.5}
+    rows = [
+        {"decoding": mode, "threshold": value, "task": task, "metric": metric, "filter": "none", "score": 2.0 - speedup,
+         "stderr": error, "higher_is_better": metric == "acc", "speedup": speedup}
+        for mode, value, speedup in settings for (task, metric), error in scores.items()
+    ]  # fmt: skip
+    (plot,) = plots(RunRecord(tmp_path, lm_eval=rows))
+    panels = plot.figure(paper_ink(["final"])).axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["one", "two"]
+    assert [axes.get_ylabel() for axes in panels] == ["acc, higher is better", "perplexity, lower is better"]
+    for axes, error in zip(panels, (0.03, 1.5), strict=True):
+        drawn_ = {bars.get_label(): bars for bars in axes.containers}
+        assert list(drawn_) == ["catch_up", "self_speculative", "full depth"]
+        line, _, (bars,) = drawn_["catch_up"]
+        assert list(zip(line.get_xdata(), line.get_ydata(), strict=True)) == [(0.9, 1.1), (1.3, 0.7)]
+        assert [top - bottom for (_, bottom), (_, top) in bars.get_segments()] == pytest.approx([2 * error] * 2)
+
+
 def test_every_mode_has_a_curve_of_its_own(record, tmp_path):
     others = [{**row, "decoding": "self_speculative", "agreement": 1.0, "share_final": 1.0} for row in record.early_exit]
     several = RunRecord(tmp_path, speed_quality=[*record.speed_quality, *others])

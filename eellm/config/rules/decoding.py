@@ -95,7 +95,10 @@ def compared_modes_suit_the_stages(
         return
     modes, given = evaluation.compared_modes(decoding.mode), evaluation.decodings
     path, value = ("decoding.mode", decoding.mode) if given is None else ("evaluation.decodings", given)
-    if parallel.pp == 1:
+    if evaluation.name == "lm_eval":
+        reason = "tasks of lm-evaluation-harness are answered on one rank"
+        yield Problem(path, value, reason, "catch_up in place of pipeline, which makes the same tokens")
+    elif parallel.pp == 1:
         yield Problem(path, value, _ONE_STAGE, "parallel=pp2, or catch_up in place of pipeline, which makes the same tokens")
     elif set(modes) != {"pipeline"}:
         reason = "pipeline decodes over the stages, the other modes on one rank: there is no common full depth"
