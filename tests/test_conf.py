@@ -38,6 +38,7 @@ GROUPS = {
         "exit_policy",
         "benchmark",
         "prepare",
+        "serve",
         "logger",
         "experiment",
         "study",

@@ -36,7 +36,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("task", ["generate", "evaluate", "calibrate"])
+@pytest.mark.parametrize("task", ["generate", "evaluate", "calibrate", "serve"])
 def test_it_is_read_where_no_model_is_named(task: str) -> None:
     config = compose([f"task={task}"])
     assert config.checkpoint == str(reference_run())

@@ -16,7 +16,7 @@ from eellm.serving.answers import Form
 from eellm.serving.engine import Engine
 from eellm.serving.errors import ApiError, wrong
 from eellm.serving.gate import Gate
-from eellm.serving.generating import ClientLeft, Mailbox, stream, whole
+from eellm.serving.generating import ClientLeft, Exchange, Mailbox
 from eellm.serving.offer import Offer
 from eellm.serving.schema import ChatRequest, CompletionRequest, path_of
 
@@ -79,10 +79,11 @@ async def _answer(engine: Engine, offer: Offer, asked: CompletionRequest | ChatR
     form = Form(offer.name, offer.tokenizer, isinstance(asked, ChatRequest), asked.wants_logprobs)
     entry.fields["id"] = form.id
     engine.submit(jobs)
+    exchange = Exchange(engine, entry, form, mailbox, jobs)
     if not asked.stream:
-        return await whole(engine, http, entry, form, mailbox, jobs)
+        return await exchange.whole(http)
     with_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
-    return stream(engine, entry, form, mailbox, jobs, with_usage, offer.limits.request_timeout)
+    return exchange.stream(with_usage, offer.limits.request_timeout)
 
 
 def _handle_errors(app: FastAPI) -> None:

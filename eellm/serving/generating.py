@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -50,36 +51,6 @@ class Mailbox:
             yield index, event
 
 
-async def whole(engine: Engine, http: HttpRequest, entry: Entry, form: Form, mailbox: Mailbox, jobs: Sequence[Job]) -> Response:
-    """The answer when all is there. Raises ClientLeft where nobody waits for it."""
-    heard: list[list[Piece]] = [[] for _ in jobs]
-
-    async def collect() -> None:
-        async for index, event in mailbox.events(len(jobs)):
-            if isinstance(event, Finish):
-                entry.ends[index] = event
-            else:
-                heard[index].append(event)
-
-    collecting, leaving = asyncio.create_task(collect()), asyncio.create_task(_leaves(http))
-    try:
-        await asyncio.wait((collecting, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not collecting.done():
-            raise ClientLeft
-        await collecting
-    finally:
-        collecting.cancel()
-        leaving.cancel()
-        engine.cancel(jobs)
-    entry.fields["outcome"] = "done"
-    return JSONResponse(form.answer(jobs, heard, [entry.ends[index] for index in range(len(jobs))]))
-
-
-async def _leaves(http: HttpRequest) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
-
-
 class EventStream(StreamingResponse):
     """Chunks as they come. Whatever ends it, its jobs leave the engine; a client that does not read ends it in the end."""
 
@@ -98,17 +69,51 @@ class EventStream(StreamingResponse):
             self._engine.cancel(self._jobs)
 
 
-def stream(
-    engine: Engine, entry: Entry, form: Form, mailbox: Mailbox, jobs: Sequence[Job], with_usage: bool, seconds: float
-) -> EventStream:
-    """Server-sent events, the last one `[DONE]`; an error on the way is an event too, for the status has been sent."""
+@dataclass(frozen=True)
+class Exchange:
+    """A request that the engine works on, and how it is answered."""
 
-    async def chunks() -> AsyncIterator[str]:
+    engine: Engine
+    entry: Entry
+    form: Form
+    mailbox: Mailbox
+    jobs: Sequence[Job]
+
+    async def whole(self, http: HttpRequest) -> Response:
+        """The answer when all is there. Raises ClientLeft where nobody waits for it."""
+        heard: list[list[Piece]] = [[] for _ in self.jobs]
+
+        async def collect() -> None:
+            async for index, event in self.mailbox.events(len(self.jobs)):
+                if isinstance(event, Finish):
+                    self.entry.ends[index] = event
+                else:
+                    heard[index].append(event)
+
+        collecting, leaving = asyncio.create_task(collect()), asyncio.create_task(_leaves(http))
         try:
-            if form.chat:
-                for index in range(len(jobs)):
-                    yield _sent(form.first_chunk(index))
-            async for index, event in mailbox.events(len(jobs)):
+            await asyncio.wait((collecting, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not collecting.done():
+                raise ClientLeft
+            await collecting
+        finally:
+            collecting.cancel()
+            leaving.cancel()
+            self.engine.cancel(self.jobs)
+        self.entry.fields["outcome"] = "done"
+        return JSONResponse(self.form.answer(self.jobs, heard, self._ends))
+
+    def stream(self, with_usage: bool, seconds: float) -> EventStream:
+        """Server-sent events for so long at most, as a client may read slowly."""
+        return EventStream(self.engine, self.entry, self.jobs, self._chunks(with_usage), seconds + READING_SECONDS)
+
+    async def _chunks(self, with_usage: bool) -> AsyncIterator[str]:
+        """The last one is `[DONE]`; an error on the way is an event too, for the status has been sent."""
+        form, entry = self.form, self.entry
+        try:
+            for index in range(len(self.jobs) if form.chat else 0):
+                yield _sent(form.first_chunk(index))
+            async for index, event in self.mailbox.events(len(self.jobs)):
                 if isinstance(event, Finish):
                     entry.ends[index] = event
                     yield _sent(form.last_chunk(index, event))
@@ -120,11 +125,18 @@ def stream(
             entry.fields["outcome"] = error.outcome
             return
         if with_usage:
-            yield _sent(form.usage_chunk(jobs, [entry.ends[index] for index in range(len(jobs))]))
+            yield _sent(form.usage_chunk(self.jobs, self._ends))
         yield "data: [DONE]\n\n"
         entry.fields["outcome"] = "done"
 
-    return EventStream(engine, entry, jobs, chunks(), seconds + READING_SECONDS)
+    @property
+    def _ends(self) -> list[Finish]:
+        return [self.entry.ends[index] for index in range(len(self.jobs))]
+
+
+async def _leaves(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _sent(content: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ TRAIN = "task=train"
 EVALUATE = ["task=evaluate", "checkpoint=RUN"]
 GENERATE = ["task=generate", "checkpoint=RUN"]
 CALIBRATE = ["task=calibrate", "checkpoint=RUN"]
+SERVE = ["task=serve", "checkpoint=RUN"]
 DECODING = ["task=benchmark", "benchmark=decoding"]
 BATCH = ["data.micro_batch_size=8", "data.global_batch_size=16"]
 
@@ -136,6 +137,20 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     (["exit_policy=fixed_layer", "exit_policy.layer=null"], {"exit_policy.layer"}),
     (["exit_policy=fixed_layer", "exit_policy.layer=4", "exit_policy.active=[2,6]"], {"exit_policy.layer"}),
     (["decoding.prompts=[]"], {"decoding.prompts"}),
+    # the server
+    ([*SERVE, "serve.decodings=[catch_up,pipeline]"], {"serve.decodings"}),
+    ([*SERVE, "serve.decodings=[full]"], {"serve.decodings"}),
+    ([*SERVE, "exit_policy=never"], {"decoding.mode"}),
+    ([*SERVE, "exit_policy=never", "decoding=full", "serve.decodings=[full,self_speculative]"], {"serve.decodings"}),
+    ([*SERVE, "parallel=pp2"], {"decoding.mode"}),
+    ([*SERVE, "decoding=pipeline"], {"decoding.mode"}),
+    ([*SERVE, "parallel=dp2"], {"parallel.dp"}),
+    ([*SERVE, "serve.api_key_file=nowhere", "serve.chat_template=nowhere"], {"serve.api_key_file", "serve.chat_template"}),
+    ([*SERVE, "decoding.max_new_tokens=50", "serve.max_new_tokens=40"], {"decoding.max_new_tokens"}),
+    ([*SERVE, "serve.max_queue=3", "decoding.max_batch=2", "serve.max_choices=6"], {"serve.max_choices"}),
+    ([*SERVE, "serve.port=70000", "serve.request_timeout=0"], {"serve.port", "serve.request_timeout"}),
+    ([*SERVE, "decoding.prompts=[a]", "evaluation.batches=2"], {"decoding.prompts", "evaluation.batches"}),
+    (["serve.port=1"], {"serve.port"}),
     (["evaluation.thresholds=[]"], {"evaluation.thresholds"}),
     (["decoding.top_k=5"], {"decoding.top_k"}),
     ([*GENERATE, "decoding=full", "exit_policy.threshold=0.5"], {"exit_policy.threshold"}),
@@ -250,6 +265,9 @@ BROKEN: list[tuple[list[str], set[str]]] = [
 ]
 
 FINE: list[list[str]] = [
+    [*SERVE, "decoding.temperature=0", "decoding.top_p=0.9", "exit_policy.threshold=0.5", "decoding.max_tokens=100"],
+    [*SERVE, "parallel=pp2", "decoding=pipeline", "serve.decodings=[full,pipeline]"],
+    [*SERVE, "exit_policy=never", "decoding=full"],
     ["exits.layers=[2,8]"],  # an exit after the last layer, for tuning studies
     ["exits.layers=[0.25,0.5,1.0]"],
     ["exits=none"],
