@@ -24,45 +24,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from eellm.config.schema import DecodingConfig, DecodingMode, ExitPolicyConfig
+from eellm.config.schema import DecodingConfig
 from eellm.decoding.continuation import Request, Token
-from eellm.decoding.decoder import Decoder, DecoderOptions
-from eellm.decoding.policy import Policy, build_policy, never_exit
+from eellm.decoding.decoder import Decoder
+from eellm.decoding.setting import Setting, threshold_cell
 from eellm.decoding.staged import StagedDecoder
 from eellm.device_clock import seconds_on
 from eellm.mcore.groups import Groups
 from eellm.metrics.names import share_column
 from eellm.metrics.tables import TableRow
-from eellm.model.spec import ModelSpec
 from eellm.model.stage import Stage
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A way of decoding: one row of the table."""
-
-    options: DecoderOptions
-    policy: Policy
-
-
-def swept(
-    modes: Sequence[DecodingMode],
-    decoding: DecodingConfig,
-    exit_policy: ExitPolicyConfig,
-    thresholds: Sequence[float],
-    spec: ModelSpec,
-) -> list[Setting]:
-    """Full depth first, then every other mode at each threshold of `exit_policy`, or once where it has no threshold.
-
-    `patience` counts exits: in place of the thresholds it gets 1, 2, .. up to all of them.
-    """
-    if exit_policy.kind == "patience":
-        thresholds = range(1, len(spec.exits if exit_policy.active is None else exit_policy.active) + 1)
-    policies = [build_policy(exit_policy.model_copy(update={"threshold": value}), spec) for value in thresholds]
-    policies = [policy for number, policy in enumerate(policies) if policy.active and policy not in policies[:number]]
-    options = [replace(DecoderOptions.of(decoding), mode=mode, max_batch=1, max_tokens=None) for mode in modes if mode != "full"]
-    others = [Setting(mode, policy) for mode in options for policy in policies]
-    return [Setting(DecoderOptions("full", compile=decoding.compile), never_exit(spec)), *others]
 
 
 @dataclass
@@ -176,8 +147,3 @@ def _cells(row: _Row, decoder: Decoder, full: _Row) -> TableRow:
         "mean_layers": sum(token.exit_layer for token in tokens) / count,
         **shares,
     }
-
-
-def threshold_cell(policy: Policy) -> float | str | None:
-    threshold = policy.threshold
-    return " ".join(map(str, threshold)) if isinstance(threshold, list) else threshold

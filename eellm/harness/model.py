@@ -27,9 +27,9 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from eellm.config.schema import DecodingConfig
 from eellm.data.tokenizer import Tokenizer
-from eellm.decoding.benchmark import Setting
 from eellm.decoding.decoder import Decoder
 from eellm.decoding.generation import generate_from_ids
+from eellm.decoding.setting import Setting
 from eellm.harness.kept_scores import KeptScores
 from eellm.harness.speakers import scoring_policy, speakers
 from eellm.harness.usage import Usage

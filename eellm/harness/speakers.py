@@ -1,6 +1,6 @@
 """Which head speaks at every place of a given text: what a decoder that follows the text would have emitted by.
 
-A decoder that takes a text one token at a time (`eellm.decoding.benchmark.following`) asks the policy at every exit, on
+A decoder that takes a text one token at a time (`Continuation.replace`) asks the policy at every exit, on
 hidden states that do not depend on who spoke before: the key-value cache is always that of full depth. So one pass over
 the whole text, with all heads, holds all that every policy would have seen. `max_pending` and `min_new_tokens` do look
 back, at no more than how many tokens have left; `speakers` counts them. (kv_recompute differs by rounding only.)

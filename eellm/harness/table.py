@@ -9,7 +9,7 @@ What the columns mean:
 - `scored_tokens_per_second`: scored tokens over the time of the one pass, through all layers and heads, that serves all
   settings: the same in all of a task's rows, and no speed of early exit.
 - `tokens_per_second`, `speedup`: of the setting, not of the task: a few of the tasks' contexts continued greedily, one at a time,
-  prompts not counted, alternating with full depth (`eellm.decoding.benchmark`, speed_quality.csv).
+  prompts not counted, alternating with full depth (speed_quality.csv, written beside).
 - `cut`: requests that were longer than the model was trained for and lost their beginning.
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from eellm.decoding.benchmark import Setting, threshold_cell
+from eellm.decoding.setting import Setting, threshold_cell
 from eellm.harness.usage import Usage, together
 from eellm.metrics.tables import Cell, TableRow
 

@@ -8,11 +8,12 @@ import sys
 import torch
 
 from eellm.benchmark.figure import Figure, layout_name
-from eellm.benchmark.speed_quality import speed_against_quality, swept
+from eellm.benchmark.speed_quality import speed_against_quality
 from eellm.config.schema import Config, DecodingMode, ExitPolicyConfig
 from eellm.data.corpus import Corpus
 from eellm.data.tokenizer_files import load_tokenizer
 from eellm.decoding.policy import build_policy
+from eellm.decoding.setting import swept
 from eellm.engine.chunks import ChunkOptions, build_chunks
 from eellm.mcore.groups import Groups
 from eellm.metrics.tables import TableRow

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from eellm.benchmark.speed_quality import speed_against_quality, swept
+from eellm.benchmark.speed_quality import speed_against_quality
 from eellm.config.schema import Config
 from eellm.data.corpus import Corpus
+from eellm.decoding.setting import swept
 from eellm.mcore.groups import Groups
 from eellm.metrics import names
 from eellm.metrics.tables import TableRow

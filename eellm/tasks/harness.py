@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from eellm.benchmark.speed_quality import speed_against_quality
 from eellm.config.schema import Config
 from eellm.data.tokenizer import Tokenizer
-from eellm.decoding.benchmark import Setting, speed_against_quality, swept
+from eellm.decoding.setting import Setting, swept
 from eellm.harness.catalogue import Catalogue, load_catalogue
 from eellm.harness.kept_scores import KeptScores
 from eellm.harness.model import HarnessModel
@@ -48,7 +49,7 @@ def evaluate_tasks(context: TaskContext, recorder: Recorder, device: torch.devic
         settings = settings_of(config, stage)
         models = models_of(config, stage, settings, tokenizer)
         first = answered(config, catalogue, models[0])
-        speeds = speed_against_quality(stage, prompts_of(models[0]), settings, greedy(config).decoding)
+        speeds = speed_against_quality(stage, groups, prompts_of(models[0]), settings, greedy(config).decoding)
         recorder.table("speed_quality", speeds)
         rows: list[TableRow] = []
         results = chain([first], (answered(config, catalogue, model) for model in models[1:]))

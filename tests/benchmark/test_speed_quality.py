@@ -6,13 +6,14 @@ from collections import Counter
 
 import pytest
 
-from eellm.benchmark.speed_quality import following, speed_against_quality, swept
+from eellm.benchmark.speed_quality import following, speed_against_quality
 from eellm.config.schema import DecodingConfig, ExitPolicyConfig
 from eellm.decoding.continuation import Request
 from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.kv_cache import KVCache
 from eellm.decoding.policy import never_exit
 from eellm.decoding.segments import InferenceModel
+from eellm.decoding.setting import swept
 from eellm.metrics.tables import TableRow
 from eellm.model.spec import ModelSpec
 from tests import workers

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import torch
 from lm_eval.api.instance import Instance
 
+from eellm.benchmark.speed_quality import following
 from eellm.config.compose import compose
 from eellm.config.schema import DecodingConfig
 from eellm.data.tokenizer import Tokenizer
-from eellm.decoding.benchmark import Setting, following
 from eellm.decoding.continuation import Request, Token
 from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.generation import Generation, generate_texts
 from eellm.decoding.policy import Policy
+from eellm.decoding.setting import Setting
 from eellm.harness.kept_scores import KeptScores
 from eellm.harness.model import HarnessModel
 from eellm.harness.scores import WindowScorer, WindowScores
