@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from eellm.decoding.cuda_graphs import Capture, Run, cuda_capture
+from eellm.decoding.model.cuda_graphs import Capture, Run, cuda_capture
 from eellm.model.stage import Stage
 
 

@@ -27,8 +27,8 @@ from functools import partial
 from eellm.config.schema import DecodingConfig
 from eellm.decoding.continuation import Request, Token
 from eellm.decoding.decoder import Decoder
+from eellm.decoding.pipeline.staged import StagedDecoder
 from eellm.decoding.setting import Setting, threshold_cell
-from eellm.decoding.staged import StagedDecoder
 from eellm.device_clock import seconds_on
 from eellm.mcore.groups import Groups
 from eellm.metrics.names import share_column

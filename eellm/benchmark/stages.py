@@ -13,8 +13,8 @@ from eellm.benchmark.paired_timing import CriticalPath, alternate, median_interv
 from eellm.config.schema import BenchmarkConfig, DecodingConfig, DecodingMode
 from eellm.decoding.continuation import Request
 from eellm.decoding.decoder import DecoderOptions
+from eellm.decoding.pipeline.staged import StagedDecoder
 from eellm.decoding.policy import Policy
-from eellm.decoding.staged import StagedDecoder
 from eellm.mcore.groups import Groups
 from eellm.model.stage import Stage
 

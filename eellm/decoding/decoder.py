@@ -12,15 +12,15 @@ import torch
 from eellm.config.schema import DecodingConfig, DecodingMode
 from eellm.decoding.continuation import Continuation, Request, Token
 from eellm.decoding.counters import Counters
-from eellm.decoding.kv_cache import KVCache
-from eellm.decoding.memory import check_fits
+from eellm.decoding.model.kv_cache import KVCache
+from eellm.decoding.model.memory import check_fits
+from eellm.decoding.model.segments import InferenceModel
 from eellm.decoding.modes import CatchUp, Emitted, Mode, RecomputeKV
-from eellm.decoding.pipeline import Pipelined
-from eellm.decoding.pipeline_links import Links
-from eellm.decoding.pipeline_messages import WireFormat
+from eellm.decoding.pipeline.links import Links
+from eellm.decoding.pipeline.messages import WireFormat
+from eellm.decoding.pipeline.mode import Pipelined
 from eellm.decoding.policy import Policy, never_exit
 from eellm.decoding.queue import SegmentQueue, SegmentRunner
-from eellm.decoding.segments import InferenceModel
 from eellm.decoding.speculative import SelfSpeculative, drafting
 from eellm.errors import ConfigError, Problem
 from eellm.mcore.groups import Groups
@@ -34,7 +34,7 @@ class DecoderOptions:
 
     `draft_length`: tokens that exits draft before the full model verifies them. `max_batch` sequences run at a time, each
     of at most `max_tokens`, prompt included; None: as many as the requests at hand ask for. On several stages the mode is
-    `pipeline`, or `full`: the same without exits. `compile`: see `eellm.decoding.compiled_steps`.
+    `pipeline`, or `full`: the same without exits. `compile`: see `eellm.decoding.model.compiled_steps`.
     """
 
     mode: DecodingMode = "catch_up"
@@ -59,7 +59,7 @@ class Decoder:
     A sequence enters, leaves and exits on its own; what it is given does not depend on the others. All tensor-parallel
     ranks make the same calls and get the same tokens. `prefill` and `steps` count what prompts and what the tokens after
     each first one have cost this rank since the decoder was made. Of several stages the later ones run a
-    `eellm.decoding.pipeline_follower.Follower` until `close`; `groups` say who they are.
+    `eellm.decoding.pipeline.follower.Follower` until `close`; `groups` say who they are.
     """
 
     def __init__(self, stage: Stage, policy: Policy, options: DecoderOptions = CATCH_UP, groups: Groups | None = None):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
-from eellm.decoding.segments import InferenceModel
+from eellm.decoding.model.segments import InferenceModel
 from eellm.device_clock import seconds_on
 
 MAX_DRAFTS = 8

@@ -2,7 +2,7 @@
 
 A mode decides which segments a token passes before it is emitted; the decoder owns slots and requests. What takes part:
 `SegmentRunner` runs segments, `leave_early` asks the sequences' policies at each exit. The mode of a stage that does not hold
-the whole model is in `eellm.decoding.pipeline`.
+the whole model is in `eellm.decoding.pipeline.mode`.
 """
 
 from __future__ import annotations

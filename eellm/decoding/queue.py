@@ -12,14 +12,14 @@ from collections.abc import Sequence
 
 import torch
 
-from eellm.decoding.compiled_steps import compiled
 from eellm.decoding.counters import Counters
-from eellm.decoding.cuda_graphs import SegmentGraphs
-from eellm.decoding.kv_cache import KVCache
-from eellm.decoding.lean_layer import DecodingContext
-from eellm.decoding.ragged import Span
+from eellm.decoding.model.compiled_steps import compiled
+from eellm.decoding.model.cuda_graphs import SegmentGraphs
+from eellm.decoding.model.kv_cache import KVCache
+from eellm.decoding.model.lean_layer import DecodingContext
+from eellm.decoding.model.ragged import Span
+from eellm.decoding.model.segments import InferenceModel
 from eellm.decoding.reading import Reading, read
-from eellm.decoding.segments import InferenceModel
 
 
 class Boundary:

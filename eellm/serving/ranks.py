@@ -1,6 +1,6 @@
 """The ranks of a served model do the same work: rank 0 says what, tick by tick, and the others of its stage follow.
 
-Later pipeline stages follow the first one's decoder (`eellm.decoding.pipeline_follower`). Whoever waits for a rank that is
+Later pipeline stages follow the first one's decoder (`eellm.decoding.pipeline.follower`). Whoever waits for a rank that is
 silent or gone fails within the time limit of the process groups; while nobody asks for anything, ranks meet now and then.
 """
 

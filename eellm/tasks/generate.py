@@ -13,8 +13,8 @@ from eellm.data.tokenizer import Tokenizer
 from eellm.decoding.counters import Counters
 from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.generation import Generation, generate_texts
+from eellm.decoding.pipeline.staged import StagedDecoder
 from eellm.decoding.policy import build_policy
-from eellm.decoding.staged import StagedDecoder
 from eellm.metrics import names
 from eellm.model.stage import Stage
 from eellm.tasks.context import TaskContext

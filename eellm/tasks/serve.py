@@ -15,7 +15,7 @@ from eellm.config.rules.serving import possible_modes
 from eellm.config.saved_run import saved_values
 from eellm.config.schema import Config, DecodingMode
 from eellm.decoding.decoder import Decoder, DecoderOptions
-from eellm.decoding.pipeline_follower import Follower
+from eellm.decoding.pipeline.follower import Follower
 from eellm.decoding.policy import Policy, build_policy
 from eellm.errors import MissingExtra
 from eellm.mcore.groups import Groups

@@ -10,9 +10,9 @@ from eellm.benchmark.speed_quality import following, speed_against_quality
 from eellm.config.schema import DecodingConfig, ExitPolicyConfig
 from eellm.decoding.continuation import Request
 from eellm.decoding.decoder import Decoder, DecoderOptions
-from eellm.decoding.kv_cache import KVCache
+from eellm.decoding.model.kv_cache import KVCache
+from eellm.decoding.model.segments import InferenceModel
 from eellm.decoding.policy import never_exit
-from eellm.decoding.segments import InferenceModel
 from eellm.decoding.setting import swept
 from eellm.metrics.tables import TableRow
 from eellm.model.spec import ModelSpec

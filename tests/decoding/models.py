@@ -12,7 +12,7 @@ import torch
 from eellm.decoding.continuation import Request, Token
 from eellm.decoding.counters import Counters
 from eellm.decoding.decoder import CATCH_UP, Decoder, DecoderOptions
-from eellm.decoding.lean_layer import DecodingContext, LeanLayer
+from eellm.decoding.model.lean_layer import DecodingContext, LeanLayer
 from eellm.decoding.policy import Policy
 from eellm.engine.chunks import build_stages
 from eellm.layout import ParallelLayout

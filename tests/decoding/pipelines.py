@@ -14,10 +14,10 @@ from eellm.decoding.continuation import Continuation, Request, Token
 from eellm.decoding.counters import Counters
 from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.generation import Generation, generate_texts
-from eellm.decoding.kv_cache import KVCache
-from eellm.decoding.pipeline import Pipelined
-from eellm.decoding.pipeline_follower import Follower
-from eellm.decoding.pipeline_messages import Message
+from eellm.decoding.model.kv_cache import KVCache
+from eellm.decoding.pipeline.follower import Follower
+from eellm.decoding.pipeline.messages import Message
+from eellm.decoding.pipeline.mode import Pipelined
 from eellm.decoding.policy import Policy
 from eellm.engine.chunks import build_stages
 from eellm.layout import ParallelLayout

@@ -7,10 +7,10 @@ from collections import Counter
 
 import pytest
 
-from eellm.decoding import memory
 from eellm.decoding.continuation import Continuation, Request
 from eellm.decoding.decoder import Decoder, DecoderOptions
-from eellm.decoding.lean_layer import DecodingContext, LeanLayer
+from eellm.decoding.model import memory
+from eellm.decoding.model.lean_layer import DecodingContext, LeanLayer
 from eellm.decoding.policy import never_exit
 from eellm.decoding.sampling import SamplingOptions
 from eellm.errors import ConfigError

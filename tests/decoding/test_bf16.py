@@ -16,8 +16,8 @@ import torch
 
 from eellm.decoding.continuation import Request, Token
 from eellm.decoding.decoder import Decoder, DecoderOptions
+from eellm.decoding.pipeline.staged import StagedDecoder
 from eellm.decoding.policy import Policy
-from eellm.decoding.staged import StagedDecoder
 from eellm.model.spec import ModelSpec
 from tests import workers
 from tests.decoding import oracle

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from eellm.decoding.continuation import Request, Token
-from eellm.decoding.cuda_graphs import SegmentGraphs, bucket
 from eellm.decoding.decoder import Decoder, DecoderOptions
+from eellm.decoding.model.cuda_graphs import SegmentGraphs, bucket
 from eellm.decoding.policy import Policy
 from eellm.model.spec import ModelSpec
 from eellm.model.stage import Stage

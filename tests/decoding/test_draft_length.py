@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from eellm.decoding.draft_length import MAX_DRAFTS, AdaptiveLength, DraftCosts, measured_curve, tokens_per_cost
-from eellm.decoding.segments import InferenceModel
+from eellm.decoding.model.segments import InferenceModel
 from tests import workers
 from tests.decoding.models import build, spec
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eellm.decoding.kv_cache import KVCache, KVShape, NextPlaces
+from eellm.decoding.model.kv_cache import KVCache, KVShape, NextPlaces
 
 
 def rows(count: int, start: int) -> torch.Tensor:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from eellm.decoding.ragged import Span
-from eellm.decoding.segments import InferenceModel
+from eellm.decoding.model.ragged import Span
+from eellm.decoding.model.segments import InferenceModel
 from eellm.model.context import training_context
 from eellm.model.spec import ExitSpec, ModelSpec
 from eellm.model.stage import Stage

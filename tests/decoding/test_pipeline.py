@@ -13,10 +13,10 @@ import pytest
 from eellm.config.schema import DecodingConfig
 from eellm.decoding.continuation import Request, Token
 from eellm.decoding.decoder import DecoderOptions
-from eellm.decoding.pipeline_links import MAX_IN_FLIGHT
-from eellm.decoding.pipeline_messages import Kind, Message, Passenger, State, WireFormat
+from eellm.decoding.model.ragged import Span
+from eellm.decoding.pipeline.links import MAX_IN_FLIGHT
+from eellm.decoding.pipeline.messages import Kind, Message, Passenger, State, WireFormat
 from eellm.decoding.policy import never_exit
-from eellm.decoding.ragged import Span
 from eellm.decoding.sampling import SamplingOptions
 from eellm.model.spec import ExitSpec, ModelSpec
 from tests import workers

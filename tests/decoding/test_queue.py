@@ -7,7 +7,7 @@ import torch
 
 from eellm.decoding.continuation import Continuation, Request
 from eellm.decoding.decoder import Decoder, DecoderOptions
-from eellm.decoding.lean_layer import DecodingContext, LeanLayer
+from eellm.decoding.model.lean_layer import DecodingContext, LeanLayer
 from eellm.decoding.policy import never_exit
 from eellm.model.spec import ModelSpec
 from tests import workers

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eellm.decoding.segments import InferenceModel
-from eellm.decoding.weight_layout import store_columns_together
+from eellm.decoding.model.segments import InferenceModel
+from eellm.decoding.model.weight_layout import store_columns_together
 from tests import workers
 from tests.decoding.models import build, spec
 

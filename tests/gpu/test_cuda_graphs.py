@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from eellm.decoding.continuation import Request, Token
-from eellm.decoding.cuda_graphs import SegmentGraphs
 from eellm.decoding.decoder import Decoder, DecoderOptions
+from eellm.decoding.model.cuda_graphs import SegmentGraphs
 from eellm.model.stage import Stage
 from tests.decoding.models import policy, spec
 from tests.decoding.test_cuda_graphs import FAMILIES, PROMPTS

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from eellm.decoding.pipeline_messages import Kind, Message
-from eellm.decoding.pipeline_stage import PipelineStage
+from eellm.decoding.pipeline.messages import Kind, Message
+from eellm.decoding.pipeline.stage import PipelineStage
 from eellm.tasks import generate
 from eellm.tasks.context import TaskContext
 

@@ -6,13 +6,13 @@ import torch
 
 from eellm.decoding.counters import Counters
 from eellm.decoding.decoder import DecoderOptions, effective_policy, links_between
-from eellm.decoding.kv_cache import KVCache
-from eellm.decoding.memory import check_fits
-from eellm.decoding.pipeline_messages import Kind, Message
-from eellm.decoding.pipeline_stage import PipelineStage
+from eellm.decoding.model.kv_cache import KVCache
+from eellm.decoding.model.memory import check_fits
+from eellm.decoding.model.segments import InferenceModel
+from eellm.decoding.pipeline.messages import Kind, Message
+from eellm.decoding.pipeline.stage import PipelineStage
 from eellm.decoding.policy import Policy
 from eellm.decoding.queue import SegmentQueue, SegmentRunner
-from eellm.decoding.segments import InferenceModel
 from eellm.mcore.groups import Groups
 from eellm.model.stage import Stage
 

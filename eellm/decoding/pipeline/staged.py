@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from eellm.decoding.decoder import Decoder, DecoderOptions
-from eellm.decoding.pipeline_follower import Follower
+from eellm.decoding.pipeline.follower import Follower
 from eellm.decoding.policy import Policy
 from eellm.mcore.groups import Groups
 from eellm.model.stage import Stage

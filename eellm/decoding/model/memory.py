@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from eellm.decoding.segments import InferenceModel
+from eellm.decoding.model.segments import InferenceModel
 from eellm.errors import ConfigError, Problem
 
 

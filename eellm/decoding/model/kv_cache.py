@@ -16,7 +16,7 @@ import torch
 class KVShape:
     """What one layer keeps: keys and values [sequences, groups, max_tokens + spare, head_dim].
 
-    `spare` places behind a slot's last take what rows without a token write (`eellm.decoding.cuda_graphs`)."""
+    `spare` places behind a slot's last take what rows without a token write (`eellm.decoding.model.cuda_graphs`)."""
 
     max_tokens: int
     groups: int

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from eellm.decoding.grouped_attention import additive, first_rows, later_rows, newest_rows, padded_rows
-from eellm.decoding.kv_cache import KVCache, NextPlaces
+from eellm.decoding.model.grouped_attention import additive, first_rows, later_rows, newest_rows, padded_rows
+from eellm.decoding.model.kv_cache import KVCache, NextPlaces
 from eellm.model.context import causal_mask
 from eellm.model.spec import ModelSpec
 

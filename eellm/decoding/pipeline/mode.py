@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eellm.decoding.continuation import Continuation, Token
+from eellm.decoding.model.ragged import Span
 from eellm.decoding.modes import Emitted
-from eellm.decoding.pipeline_links import Links
-from eellm.decoding.pipeline_messages import Kind, Message, Passenger, State
-from eellm.decoding.pipeline_stage import PipelineStage
+from eellm.decoding.pipeline.links import Links
+from eellm.decoding.pipeline.messages import Kind, Message, Passenger, State
+from eellm.decoding.pipeline.stage import PipelineStage
 from eellm.decoding.policy import Policy
 from eellm.decoding.queue import SegmentRunner
-from eellm.decoding.ragged import Span
 
 
 @dataclass
@@ -42,7 +42,7 @@ class _Flight:
 
 
 class Pipelined:
-    """The mode of the first of several stages; `eellm.decoding.pipeline_follower` is what runs on the others.
+    """The mode of the first of several stages; `eellm.decoding.pipeline.follower` is what runs on the others.
 
     A token passes all layers of a stage, whoever has emitted its successor, so nothing is ever pending here.
     """

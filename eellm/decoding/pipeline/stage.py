@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from eellm.decoding.continuation import Token
-from eellm.decoding.pipeline_links import Links
-from eellm.decoding.pipeline_messages import Message, State, read_statistics, written_statistics
+from eellm.decoding.pipeline.links import Links
+from eellm.decoding.pipeline.messages import Message, State, read_statistics, written_statistics
 from eellm.decoding.queue import SegmentQueue, SegmentRunner
 from eellm.decoding.reading import Reading
 

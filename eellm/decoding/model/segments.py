@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from eellm.decoding.kv_cache import KVCache, KVShape
-from eellm.decoding.lean_head import LeanHead
-from eellm.decoding.lean_layer import DecodingContext, LeanLayer
-from eellm.decoding.ragged import RaggedKV, Span
-from eellm.decoding.weight_layout import store_columns_together
+from eellm.decoding.model.kv_cache import KVCache, KVShape
+from eellm.decoding.model.lean_head import LeanHead
+from eellm.decoding.model.lean_layer import DecodingContext, LeanLayer
+from eellm.decoding.model.ragged import RaggedKV, Span
+from eellm.decoding.model.weight_layout import store_columns_together
 from eellm.model.context import rotary_factors
 from eellm.model.stage import Readout, Stage
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from eellm.decoding.lean_layer import DecodingContext, LeanLayer, LeanMLP, LeanNorm
+from eellm.decoding.model.lean_layer import DecodingContext, LeanLayer, LeanMLP, LeanNorm
 from eellm.model.spec import ModelSpec
 from eellm.model.stage import Readout
 

@@ -15,8 +15,8 @@ from enum import IntEnum
 import torch
 
 from eellm.decoding.continuation import MAX_ALTERNATIVES, Token
+from eellm.decoding.model.ragged import Span
 from eellm.decoding.policy import Policy
-from eellm.decoding.ragged import Span
 from eellm.decoding.sampling import SamplingOptions
 from eellm.model.spec import ModelSpec
 from eellm.model.statistics import HeadStatistics

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from eellm.decoding.cuda_graphs import Run
+from eellm.decoding.model.cuda_graphs import Run
 
 
 def compiled(run: Run) -> Run:

@@ -1,5 +1,5 @@
 """Decode steps as CUDA graphs: a segment's pass over one new row per sequence is captured once and replayed. On the CPU the
-same steps can be compiled (`eellm.decoding.compiled_steps`); a graph is then the compiled function.
+same steps can be compiled (`eellm.decoding.model.compiled_steps`); a graph is then the compiled function.
 
 A replay repeats the kernels of the capture, so everything that changes from step to step stands in tensors that stay where
 they are: hidden states, positions, places in the cache. Row i of a graph belongs to slot i. There is a graph for each segment,
@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from eellm.decoding.grouped_attention import additive, newest_rows
-from eellm.decoding.kv_cache import KVCache
-from eellm.decoding.lean_layer import DecodingContext
-from eellm.decoding.ragged import Span
-from eellm.decoding.segments import InferenceModel
+from eellm.decoding.model.grouped_attention import additive, newest_rows
+from eellm.decoding.model.kv_cache import KVCache
+from eellm.decoding.model.lean_layer import DecodingContext
+from eellm.decoding.model.ragged import Span
+from eellm.decoding.model.segments import InferenceModel
 from eellm.model.context import causal_mask
 
 Run = Callable[[], torch.Tensor]

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from eellm.decoding.continuation import Token
-from eellm.decoding.pipeline_messages import Message, WireFormat
+from eellm.decoding.pipeline.messages import Message, WireFormat
 from eellm.mcore.groups import Group, Groups
 
 MAX_IN_FLIGHT = 8

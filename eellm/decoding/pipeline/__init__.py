@@ -1,0 +1,1 @@
+"""Decoding over pipeline stages: the first one decodes, the later ones follow."""
