@@ -36,7 +36,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
     assert "generation_kwargs" in found["decoding.temperature"]
     assert "never reads it" in found["evaluation.batches"]
     assert "never reads it" in found["data.split"]
-    assert "decodes on one rank" in found["decoding.mode"]
+    assert "answered on one rank" in found["evaluation.decodings"]
 
 
 def test_names_and_folders_are_checked() -> None:
