@@ -105,9 +105,9 @@ def full_figures(full: Timed, seconds: Mapping[str, Sequence[float]], dtype: str
     target = PRODUCTS_TARGET[dtype]
     return [
         timed("full/speed", "full depth", TOKENS, median_interval(full.rates)),
-        timed("full/by_rows", "matrix products of torch.nn.Linear", TOKENS, median_interval(limits["by_rows"])),
+        timed("full/by_rows", "products of torch.nn.Linear", TOKENS, median_interval(limits["by_rows"])),
         timed("full/of_by_rows", "full depth / these", "x", shares["by_rows"], target, True),
-        timed("full/products", "matrix products as stored", TOKENS, median_interval(limits["products"])),
+        timed("full/products", "products as stored", TOKENS, median_interval(limits["products"])),
         timed("full/of_products", "full depth / these", "x", shares["products"]),
     ]
 

@@ -44,7 +44,7 @@ def stage_figures(
     rates = {mode: [new_tokens / each for each in own] for mode, own in seconds.items()}
     ratios = [full / own for full, own in zip(seconds["full"], seconds["pipeline"], strict=True)]
     return [
-        timed("stages/full", "full depth over the stages, prompt included", TOKENS, median_interval(rates["full"])),
+        timed("stages/full", "full depth, prompt included", TOKENS, median_interval(rates["full"])),
         timed("stages/pipeline", "pipeline, prompt included", TOKENS, median_interval(rates["pipeline"])),
         timed("stages/speedup", "pipeline / full depth", "x", median_interval(ratios)),
     ]

@@ -74,7 +74,7 @@ def test_decoding_with_random_weights_end_to_end(tmp_path: Path) -> None:
     assert (run / "figures" / "speed_quality.svg").is_file()
     assert "…" not in printed
     assert max(map(len, printed.splitlines()[:-1])) <= 100
-    assert re.search(r"full depth / products .* ≥ 0\.800 +(yes|no)", printed)
+    assert re.search(r"full depth / these .* ≥ 0\.800 +(yes|no)", printed)
 
 
 @pytest.mark.parametrize("override", ["exits=none", "checkpoint=outputs/train/default/2026-01-31_12-00-00"])

@@ -44,7 +44,7 @@ def text_spec() -> ModelSpec:
 def config(**changes: object) -> DecodingConfig:
     values = {"mode": "catch_up", "prompts": [], "max_new_tokens": COUNT, "max_pending": None, "temperature": 1.0}
     values |= {"max_batch": 1, "max_tokens": None, "draft_length": "auto"}
-    return DecodingConfig(**(values | {"top_k": 0, "top_p": 1.0, "stop": [], "stop_at_eos": True} | changes))
+    return DecodingConfig(**(values | {"top_k": 0, "top_p": 1.0, "stop": [], "stop_at_eos": True, "compile": False} | changes))
 
 
 def generate(rank: int, calls: list[tuple[str, DecodingConfig, int | None]]) -> list[Generation]:
