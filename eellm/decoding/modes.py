@@ -87,8 +87,9 @@ def leave_early(
             if any(rows):
                 for row, number in enumerate(numbers):
                     said[number] = reading.at(first + row) if rows[row] else None
-                staying = (~leaving).nonzero().squeeze(1)
-                seen[policy] = [select(statistics, staying) for statistics in seen[policy]]
+                if not all(rows):  # of those that have left nothing is asked again
+                    staying = (~leaving).nonzero().squeeze(1)
+                    seen[policy] = [select(statistics, staying) for statistics in seen[policy]]
             first = end
         going = [number for number in going if said[number] is None]
         if not going:
