@@ -398,6 +398,8 @@ class ServeConfig(Node):
     """Size of a request."""
     max_prompt_tokens: Count | None
     """Tokens of a prompt; null = what the model's positions leave room for."""
+    prefill_chunk: Count
+    """Tokens of prompts that one step takes beside the next tokens of other sequences; longer prompts take several steps."""
     max_new_tokens: Count
     """Tokens that a request may ask for; decoding.max_new_tokens is what it gets when it does not say."""
     max_choices: Count

@@ -69,7 +69,8 @@ def serve(
     config = context.config
     ranks = Ranks(groups, config.serve.rank_timeout)
     policy = build_policy(calibrated(config.exit_policy), stage.spec)
-    common = replace(DecoderOptions.of(config.decoding), max_tokens=context_of(config, stage.spec))
+    common = DecoderOptions.of(config.decoding)
+    common = replace(common, max_tokens=context_of(config, stage.spec), prefill_chunk=config.serve.prefill_chunk)
     options = {mode: replace(common, mode=mode) for mode in decoders_of(config)}
     if groups.pp_rank > 0:
         for option in options.values():  # one: over stages all modes share a decoder
