@@ -396,6 +396,8 @@ class ServeConfig(Node):
     """Sequences that may wait for a slot; with more, requests are refused (429)."""
     max_body_bytes: Count
     """Size of a request."""
+    max_connections: Count
+    """Open connections of one client address; those beyond are closed at once. Behind a proxy all clients have the proxy's."""
     max_prompt_tokens: Count | None
     """Tokens of a prompt; null = what the model's positions leave room for."""
     prefill_chunk: Count

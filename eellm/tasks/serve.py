@@ -103,7 +103,8 @@ def _answer(
     key_file = context.config.serve.api_key_file
     api_key = None if key_file is None else expanded(key_file).read_text(encoding="utf-8").split("\n")[0].strip()
     log = AccessLog(context.run_dir / "access.jsonl")
-    with closing(log), answering(build_app(engine, offer, log, api_key), listener):
+    app = build_app(engine, offer, log, api_key)
+    with closing(log), answering(app, listener, context.config.serve.max_connections):
         print_address(address_of(listener), offer.name, context.run_dir)
         engine.serve(asked_to_end)
     tokens = engine.statistics.total_tokens
