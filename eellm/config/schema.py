@@ -33,6 +33,21 @@ class TaskConfig(Node):
     """What to do: `quickstart` = train, evaluate and decode in one go."""
 
 
+class RotaryScalingConfig(Node):
+    """How a model's rotary positions were stretched to texts longer than those it was first trained on."""
+
+    kind: Literal["linear", "llama3"]
+    """`linear`: every frequency is divided by `factor`; `llama3`: the low ones are, with a smooth passage to the high ones."""
+    factor: Annotated[float, Field(ge=1.0)]
+    """How much longer."""
+    low_frequency_factor: Positive | None = None
+    """Of `llama3`: what turns less often than this over `original_positions` is divided whole."""
+    high_frequency_factor: Positive | None = None
+    """Of `llama3`: what turns more often than this over `original_positions` stays as it is."""
+    original_positions: Count | None = None
+    """Of `llama3`: tokens of the texts that it was first trained on."""
+
+
 class ModelConfig(Node):
     num_layers: Count
     """Decoder layers of the backbone."""
@@ -64,6 +79,8 @@ class ModelConfig(Node):
     """Share of each head's channels that rotates (GPT-NeoX: 0.25)."""
     rotary_base: Positive
     """Base of the rotary frequencies."""
+    rotary_scaling: RotaryScalingConfig | None
+    """Rotary positions stretched to longer texts, e.g. {kind: linear, factor: 2}; null = as they were."""
     max_positions: Count | None
     """Rows of the learned position table; null = data.sequence_length."""
     qkv_bias: bool
