@@ -35,7 +35,9 @@ def export_model(source: str, target: Path, config: Config) -> tuple[ModelSpec, 
     Raises CheckpointError or ConversionError naming what is not as it should be, WriteError.
     """
     run, checkpoint = whole_checkpoint("convert.source", source)
-    spec = build_spec(config, config.model.vocab_size or load_tokenizer(run.tokenizer, config.tokenizer.end_of_document).vocab_size)
+    spec = build_spec(
+        config, config.model.vocab_size or load_tokenizer(run.tokenizer, config.tokenizer.end_of_document).vocab_size
+    )
     tensors = read_checkpoint(checkpoint)
     backbone = {name: tensor for name, tensor in tensors.items() if not name.startswith(EXIT)}
     with new_folder(target) as folder:

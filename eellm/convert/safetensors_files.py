@@ -81,7 +81,6 @@ def read_file(path: Path) -> dict[str, LazyTensor]:
         raise ConversionError(f"{path} is cut short or no safetensors file: {error} ({size:,} bytes are there).") from error
 
 
-
 class TensorWriter:
     """Writes a folder of files of at most `shard_bytes` each, in the order in which tensors are announced."""
 
@@ -118,7 +117,7 @@ class TensorWriter:
             for name in names:
                 value = next(values).contiguous()
                 assert (tuple(value.shape), value.dtype) == self._tensors[name], name
-                file.write(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+                file.write(value.reshape(-1).view(torch.uint8).numpy().data)
         return end
 
 

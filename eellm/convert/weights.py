@@ -48,7 +48,9 @@ def _link(family: Family, spec: ModelSpec, name: str, shape: Shape) -> Link:
     return Link(name, shape, theirs, *_FORMS[weights.form](spec, shape))
 
 
-_Made = tuple[tuple[Shape, ...], Callable[[Sequence[torch.Tensor]], torch.Tensor], Callable[[torch.Tensor], Sequence[torch.Tensor]]]
+_Made = tuple[
+    tuple[Shape, ...], Callable[[Sequence[torch.Tensor]], torch.Tensor], Callable[[torch.Tensor], Sequence[torch.Tensor]]
+]
 """(their shapes, theirs to ours, ours to theirs)"""
 
 
