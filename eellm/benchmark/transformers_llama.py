@@ -26,8 +26,9 @@ def why_not(spec: ModelSpec, tp: int) -> str | None:
 def is_llama(spec: ModelSpec) -> bool:
     """Whether LlamaForCausalLM computes what the model computes at full depth."""
     parts = (spec.activation, spec.norm, spec.norm_placement, spec.residual, spec.qk_norm, spec.position)
-    options = (spec.rotary_fraction, spec.qkv_bias, spec.linear_bias, spec.sliding_window)
-    return parts == ("swiglu", "rmsnorm", "before", "sequential", "none", "rotary") and options == (1.0, False, False, None)
+    options = (spec.rotary_fraction, spec.rotary_scaling, spec.qkv_bias, spec.linear_bias, spec.sliding_window)
+    wanted = ("swiglu", "rmsnorm", "before", "sequential", "none", "rotary")
+    return parts == wanted and options == (1.0, None, False, False, None)
 
 
 def build_llama(spec: ModelSpec, dtype: str, device: torch.device) -> Any:

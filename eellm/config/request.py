@@ -48,6 +48,7 @@ TASK_READS: dict[str, tuple[str, ...]] = {
     ),
     "prepare_data": ("prepare", "data", "tokenizer"),
     "serve": ("parallel", "precision", "decoding", "exit_policy", "serve", "logger"),
+    "convert": ("convert", "exits", "model.vocab_multiple", "data.cache_dir"),
 }
 """Groups, or single keys of a group, that a task reads."""
 
@@ -85,7 +86,7 @@ READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
     (("data.ramp_up",), "task.name", ("quickstart", "train")),
     (("precision.initial_loss_scale", "precision.loss_scale_window"), "precision.dtype", ("fp16",)),
     (("lr_schedule.min_ratio", "lr_schedule.decay_steps"), "lr_schedule.kind", ("cosine", "linear", "inverse_sqrt")),
-    (("model.rotary_fraction", "model.rotary_base"), "model.position", ("rotary",)),
+    (("model.rotary_fraction", "model.rotary_base", "model.rotary_scaling"), "model.position", ("rotary",)),
     (("decoding.max_pending",), "decoding.mode", ("catch_up", "kv_recompute")),
     (("decoding.draft_length",), "decoding.mode", ("self_speculative",)),
     (_PROMPTS, "task.name", ("quickstart", "generate")),

@@ -19,7 +19,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 DecodingMode = Literal["full", "catch_up", "kv_recompute", "pipeline", "self_speculative"]
 HeadKind = Literal["embedding", "norm", "mlp", "block"]
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-TaskName = Literal["quickstart", "train", "evaluate", "calibrate", "generate", "benchmark", "prepare_data", "serve"]
+TaskName = Literal["quickstart", "train", "evaluate", "calibrate", "generate", "benchmark", "prepare_data", "serve", "convert"]
 
 
 class Node(BaseModel):
@@ -31,6 +31,21 @@ class Node(BaseModel):
 class TaskConfig(Node):
     name: TaskName
     """What to do: `quickstart` = train, evaluate and decode in one go."""
+
+
+class RotaryScalingConfig(Node):
+    """How a model's rotary positions were stretched to texts longer than those it was first trained on."""
+
+    kind: Literal["linear", "llama3"]
+    """`linear`: every frequency is divided by `factor`; `llama3`: the low ones are, with a smooth passage to the high ones."""
+    factor: Annotated[float, Field(ge=1.0)]
+    """How much longer."""
+    low_frequency_factor: Positive | None = None
+    """Of `llama3`: what turns less often than this over `original_positions` is divided whole."""
+    high_frequency_factor: Positive | None = None
+    """Of `llama3`: what turns more often than this over `original_positions` stays as it is."""
+    original_positions: Count | None = None
+    """Of `llama3`: tokens of the texts that it was first trained on."""
 
 
 class ModelConfig(Node):
@@ -64,6 +79,8 @@ class ModelConfig(Node):
     """Share of each head's channels that rotates (GPT-NeoX: 0.25)."""
     rotary_base: Positive
     """Base of the rotary frequencies."""
+    rotary_scaling: RotaryScalingConfig | None
+    """Rotary positions stretched to longer texts, e.g. {kind: linear, factor: 2}; null = as they were."""
     max_positions: Count | None
     """Rows of the learned position table; null = data.sequence_length."""
     qkv_bias: bool
@@ -381,6 +398,18 @@ class PrepareConfig(Node):
     """Text, in million characters, that one process tokenises at a time and that is not done again after an interruption."""
 
 
+class ConvertConfig(Node):
+    source: str | None
+    """What is read. Of `format=eellm`: a folder that `transformers` wrote, a .gguf file, a name on the Hugging Face hub, or
+    `smollm2` (SmolLM2-135M-Instruct out of a Python package); of `format=huggingface`: a run or one of its checkpoints."""
+    target: str | None
+    """Folder to write, which must not exist: it appears when it is whole."""
+    format: Literal["eellm", "huggingface"]
+    """`eellm`: a run that `checkpoint=` reads, with the exits that are asked for; `huggingface`: what `transformers` loads."""
+    shard_gigabytes: Positive
+    """Largest file of weights that `huggingface` writes."""
+
+
 class ServeConfig(Node):
     host: str
     """Address to listen at; 127.0.0.1 is heard on this machine alone."""
@@ -479,6 +508,7 @@ class Config(Node):
     benchmark: BenchmarkConfig
     prepare: PrepareConfig
     serve: ServeConfig
+    convert: ConvertConfig
     logger: LoggerConfig
     debug: DebugConfig
     study: StudyConfig | None

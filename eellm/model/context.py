@@ -5,11 +5,13 @@ Shape legend: s tokens (queries), k keys, b sequences, d channels of a head. Hid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from eellm.config.schema import RotaryScalingConfig
 from eellm.model.spec import ModelSpec
 
 
@@ -36,11 +38,32 @@ class Context:
 
 def rotary_factors(spec: ModelSpec, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin for positions [b, s] (RoFormer, arXiv 2104.09864; channels paired across halves as in Llama)."""
-    rotating = int(spec.head_dim * spec.rotary_fraction) // 2 * 2
-    exponent = torch.arange(0, rotating, 2, device=positions.device, dtype=torch.float32) / rotating
-    angles = positions.t().float().unsqueeze(-1) / spec.rotary_base**exponent
+    angles = positions.t().float().unsqueeze(-1) * rotary_frequencies(spec, positions.device)
     angles = torch.cat((angles, angles), dim=-1).unsqueeze(2)
     return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotary_frequencies(spec: ModelSpec, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Radians per position of each pair of rotating channels, fp32."""
+    rotating = int(spec.head_dim * spec.rotary_fraction) // 2 * 2
+    exponent = torch.arange(0, rotating, 2, device=device, dtype=torch.float32) / rotating
+    frequencies, scaling = 1.0 / spec.rotary_base**exponent, spec.rotary_scaling
+    if scaling is None:
+        return frequencies
+    stretched = frequencies / scaling.factor
+    return stretched if scaling.kind == "linear" else _llama3_frequencies(frequencies, stretched, scaling)
+
+
+def _llama3_frequencies(frequencies: torch.Tensor, stretched: torch.Tensor, scaling: RotaryScalingConfig) -> torch.Tensor:
+    """Llama 3.1's (transformers' `_compute_llama3_parameters`): between two numbers of turns over the original context, from
+    the stretched frequencies to those there were."""
+    low, high, positions = scaling.low_frequency_factor, scaling.high_frequency_factor, scaling.original_positions
+    assert low is not None, "checked with the config"
+    assert high is not None, "checked with the config"
+    assert positions is not None, "checked with the config"
+    turns = positions * frequencies / (2 * math.pi)
+    share = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return (1.0 - share) * stretched + share * frequencies
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,15 +20,24 @@ _RESIDUAL_OUTPUTS = ("linear_proj.weight", "linear_fc2.weight")
 
 @torch.no_grad()
 def initialise(stage: Stage, seed: int, tp_rank: int) -> None:
-    """Fill a stage: norms 1, biases 0, matrices N(0, init_std), residual outputs scaled by 1 / sqrt(2 num_layers)."""
+    """Fill a stage with initial values."""
     for name, parameter in stage.named_parameters():
         source = source_name(stage.spec, stage.global_name(name))
-        if source.endswith("bias"):
-            parameter.zero_()
-        elif "norm" in source.rsplit(".", 2)[-2]:
-            parameter.fill_(1.0)
-        else:
-            parameter.copy_(_slice(_draw(stage.spec, source, parameter, seed, stage), parameter, source, tp_rank, stage))
+        whole = initial_value(stage.spec, source, _whole_shape(parameter, stage), seed, parameter.device)
+        parameter.copy_(_slice(whole, parameter, source, tp_rank, stage))
+
+
+def initial_value(
+    spec: ModelSpec, name: str, shape: Sequence[int], seed: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """A whole parameter: norms 1, biases 0, matrices N(0, init_std), residual outputs scaled by 1 / sqrt(2 num_layers)."""
+    if name.endswith("bias"):
+        return torch.zeros(*shape, device=device)
+    if "norm" in name.rsplit(".", 2)[-2]:
+        return torch.ones(*shape, device=device)
+    generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+    std = spec.init_std / (2 * spec.num_layers) ** 0.5 if name.endswith(_RESIDUAL_OUTPUTS) else spec.init_std
+    return torch.empty(*shape, device=device).normal_(0.0, std, generator=generator)
 
 
 def source_name(spec: ModelSpec, name: str) -> str:
@@ -49,13 +59,11 @@ def source_name(spec: ModelSpec, name: str) -> str:
     return f"heads.final.{rest}"
 
 
-def _draw(spec: ModelSpec, name: str, parameter: Any, seed: int, stage: Stage) -> torch.Tensor:
+def _whole_shape(parameter: Any, stage: Stage) -> list[int]:
     shape = list(parameter.shape)
     if getattr(parameter, "tensor_model_parallel", False):
         shape[parameter.partition_dim] *= stage.config.tensor_model_parallel_size
-    generator = torch.Generator(parameter.device).manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
-    std = spec.init_std / (2 * spec.num_layers) ** 0.5 if name.endswith(_RESIDUAL_OUTPUTS) else spec.init_std
-    return torch.empty(shape, device=parameter.device).normal_(0.0, std, generator=generator)
+    return shape
 
 
 def _slice(whole: torch.Tensor, parameter: Any, name: str, tp_rank: int, stage: Stage) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from eellm.config.schema import Config, ModelConfig
+from eellm.config.schema import Config, ModelConfig, RotaryScalingConfig
 from eellm.layout import ParallelLayout, equal_split
 
 GATED = ("swiglu", "geglu")
@@ -53,6 +53,7 @@ class ModelSpec:
     position: str = "rotary"
     rotary_fraction: float = 1.0
     rotary_base: float = 10000.0
+    rotary_scaling: RotaryScalingConfig | None = None
     qkv_bias: bool = False
     linear_bias: bool = False
     sliding_window: int | None = None
@@ -156,6 +157,7 @@ def build_spec(config: Config, vocab_size: int) -> ModelSpec:
         position=model.position,
         rotary_fraction=model.rotary_fraction,
         rotary_base=model.rotary_base,
+        rotary_scaling=model.rotary_scaling,
         qkv_bias=model.qkv_bias,
         linear_bias=model.linear_bias,
         sliding_window=model.sliding_window,

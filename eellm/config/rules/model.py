@@ -82,13 +82,33 @@ def heads_fit_the_width(model: ModelConfig) -> Problems:
         yield Problem("model.rotary_fraction", model.rotary_fraction, reason, "choose a share that makes an even number")
 
 
+def rotary_scaling_is_whole(model: ModelConfig) -> Problems:
+    scaling = model.rotary_scaling
+    if scaling is None:
+        return
+    own = {key: getattr(scaling, key) for key in ("low_frequency_factor", "high_frequency_factor", "original_positions")}
+    for key, value in own.items():
+        if scaling.kind == "llama3" and value is None:
+            yield Problem(f"model.rotary_scaling.{key}", None, "kind=llama3 needs it", "give it as the model's card does")
+        if scaling.kind == "linear" and value is not None:
+            yield Problem(f"model.rotary_scaling.{key}", value, "kind=linear never reads it", "leave it out")
+    low, high = own["low_frequency_factor"], own["high_frequency_factor"]
+    if scaling.kind == "llama3" and low is not None and high is not None and low >= high:
+        reason = f"not below high_frequency_factor={high:g}"
+        yield Problem("model.rotary_scaling.low_frequency_factor", low, reason, "give a smaller number")
+
+
 def positions_cover_the_sequence(model: ModelConfig, data: DataConfig) -> Problems:
     if model.position == "learned" and model.max_positions is not None and model.max_positions < data.sequence_length:
         reason = f"shorter than data.sequence_length={data.sequence_length}"
         yield Problem("model.max_positions", model.max_positions, reason, "make it at least as long, or null")
 
 
-def vocabulary_holds_the_tokenizer(model: ModelConfig, tokenizer: TokenizerConfig) -> Problems:
+def vocabulary_holds_the_tokenizer(
+    model: ModelConfig, tokenizer: TokenizerConfig, task: TaskConfig, checkpoint: str | None
+) -> Problems:
+    if task.name == "convert" or checkpoint is not None:  # tokenizers travel with their models
+        return
     if tokenizer.kind == "file" and tokenizer.path is None:
         yield Problem("tokenizer.path", None, "tokenizer.kind=file reads a file", "tokenizer.path=<file or folder>")
     if tokenizer.kind == "file" and tokenizer.path is not None and not Path(tokenizer.path).expanduser().exists():
@@ -132,6 +152,7 @@ RULES: list[Callable[..., Problems]] = [
     lists_have_one_entry_per_exit,
     loss_weights_have_steps,
     heads_fit_the_width,
+    rotary_scaling_is_whole,
     positions_cover_the_sequence,
     vocabulary_holds_the_tokenizer,
     attention_kernel_runs,
