@@ -73,7 +73,7 @@ class HeadWeights:
 def head_weights(config: LossWeightsConfig, spec: ModelSpec, step: int) -> HeadWeights:
     """Loss weights of the optimizer step `step` (0-based), the final head's included."""
     exits = exit_weights(config, step, len(spec.exits)) if spec.exits else []
-    values = dict(zip(spec.heads, [*exits, config.final], strict=True))
+    values = dict(zip(spec.heads, [*exits, config.final], strict=spec.has_final_head))
     return HeadWeights(values, config.kind == "token_confidence")
 
 

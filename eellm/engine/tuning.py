@@ -1,0 +1,57 @@
+"""The engine that tunes exits behind a frozen backbone (EE-Tuning, arXiv 2402.00518).
+
+Microbatches go forward only, without gradients, and nothing of the backbone is kept. Where the hidden states pass an exit,
+its forward and backward run at once, so the only gradients are those of exits and none travel between stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from eellm.data.batch import GlobalBatch, Microbatch
+from eellm.engine.chunks import Chunks
+from eellm.engine.megatron import MegatronEngine
+from eellm.engine.protocol import Losses, VisitorOf, reduce_losses
+from eellm.mcore.cpu import cpu_stand_ins
+from eellm.model.context import Context
+from eellm.model.objective import HeadWeights, LossSums, Objective, ObjectiveOptions
+from eellm.model.stage import Readout
+
+
+class TuningEngine:
+    """Implements `eellm.engine.protocol.Engine`; the chunks are built with `ChunkOptions.exits_only`."""
+
+    def __init__(self, chunks: Chunks, options: ObjectiveOptions):
+        self.chunks, self.options = chunks, options
+        self.grad_scale: Callable[[], float] = lambda: 1.0
+        """The factor that the optimizer applies to losses (fp16's loss scale)."""
+        self._forward = MegatronEngine(chunks, options)
+
+    def run(self, batch: GlobalBatch, weights: HeadWeights, forward_only: bool = False) -> Losses:
+        if forward_only:
+            return self._forward.run(batch, weights, forward_only=True)
+        sums = LossSums()
+
+        def tuning(_: int, microbatch: Microbatch) -> TuningObjective:
+            return TuningObjective(microbatch, weights, self.options, sums, self.grad_scale)
+
+        self.visit(batch, tuning)
+        num_tokens = batch.loss_mask.sum().to(torch.int)
+        with cpu_stand_ins():
+            self.chunks.config.finalize_model_grads_func(self.chunks.wrapped, num_tokens.clone())
+        return reduce_losses(sums, self.chunks.spec.heads, int(num_tokens), self.chunks.groups)
+
+    def visit(self, batch: GlobalBatch, visitor_of: VisitorOf) -> None:
+        self._forward.visit(batch, visitor_of)
+
+
+class TuningObjective(Objective):
+    """Losses of one microbatch; the gradients of an exit's are in its buffers when the hidden states go on."""
+
+    def at_exit(self, hidden: torch.Tensor, readout: Readout, context: Context) -> torch.Tensor:
+        with torch.enable_grad():
+            loss = self._loss(hidden, readout, context)
+            loss.backward(torch.full_like(loss, self.scale()))
+        return hidden

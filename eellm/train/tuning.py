@@ -1,0 +1,47 @@
+"""The Lightning module that tunes exits behind a frozen backbone: the training module with another engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
+from eellm.engine.protocol import TrainingEngine
+from eellm.engine.tuning import TuningEngine
+from eellm.mcore.data_parallel import ReductionOptions
+from eellm.mcore.optimizer import MegatronOptimizer
+from eellm.metrics import names
+from eellm.metrics.flops import tuning_flops
+from eellm.model.objective import HeadWeights, ObjectiveOptions
+from eellm.train.module import EarlyExitModule
+
+
+class TuningModule(EarlyExitModule):
+    """Trains the exits of `spec` and nothing else. Each exit's gradients are clipped by their own norm, so that exits tuned
+    together become what they become alone."""
+
+    def _build_chunks(self) -> Chunks:
+        config = self.run_config
+        options = ChunkOptions(
+            config.precision.dtype,
+            config.seed,
+            config.trainer.recompute,
+            ReductionOptions(config.optimizer.distributed),
+            exits_only=True,
+        )
+        return build_chunks(self.spec, self.plan, self.groups, options)
+
+    def _build_engine(self) -> TrainingEngine:
+        return TuningEngine(self.chunks, ObjectiveOptions(chunk=self.run_config.trainer.loss_chunk))
+
+    def _build_optimizer(self) -> MegatronOptimizer:
+        config, exits = self.run_config, [exit_.name for exit_ in self.spec.exits]
+        return MegatronOptimizer(config.optimizer, config.precision, self.chunks.wrapped, self.chunks.config, exits)
+
+    def _flops_per_token(self) -> int:
+        return tuning_flops(self.spec, self.run_config.data.sequence_length)
+
+    def head_weights(self, step: int) -> HeadWeights:
+        """The final head is frozen: its loss is none that is minimised."""
+        weights = super().head_weights(step)
+        final = {names.FINAL: 0.0} if self.spec.has_final_head else {}
+        return replace(weights, values={**weights.values, **final})

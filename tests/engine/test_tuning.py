@@ -1,0 +1,110 @@
+"""Tuning exits equals one-process autograd on their parameters, on every layout; the backbone stays as it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from eellm.mcore.data_parallel import ReductionOptions
+from eellm.model.spec import ExitSpec
+from tests import workers
+from tests.engine.layouts import Case, assemble, global_batch, tiny_spec
+from tests.engine.matrix import relative
+from tests.engine.tuning import only, tuned, tuning_steps
+from tests.reference import Reference
+
+HEADS = (ExitSpec(1, "embedding", False), ExitSpec(2, "mlp", temperature=1.5), ExitSpec(3, "block"), ExitSpec(4, "norm", False))
+deep = tiny_spec(num_layers=6, exits=HEADS)
+lonely = tiny_spec(num_layers=8, exits=(ExitSpec(4, "mlp"),))
+distributed = ReductionOptions(distributed_optimizer=True)
+
+CASES = {
+    "pp1": Case(tuned(deep)),
+    "pp1_untied_input": Case(tuned(replace(deep, tie_embeddings=False))),
+    "pp1_token_confidence": Case(tuned(deep), token_confidence=True, unmasked=31),
+    "pp1_documents": Case(tuned(deep), documents=True),
+    "pp1_whole": Case(tuned(deep, whole=True)),
+    "pp2": Case(tuned(deep), {"pp": 2}),
+    "pp2_boundary_start": Case(tuned(deep), {"pp": 2}, boundary="start"),
+    "pp2_whole": Case(tuned(deep, whole=True), {"pp": 2}),
+    "tp2": Case(tuned(deep), {"tp": 2}),
+    "tp2_sp": Case(tuned(deep), {"tp": 2, "sequence_parallel": True}),
+    "pp2_vp2": Case(tuned(deep), {"pp": 2, "vp": 2}),
+    "dp2": Case(tuned(deep), {"dp": 2}, unmasked=31),
+    "dp2_distributed": Case(tuned(deep), {"dp": 2}, reduction=distributed),
+    "pp3_uneven": Case(tuned(deep), {"pp": 3}, layers_per_stage=(1, 2, 1)),
+    "tp2_pp2": Case(tuned(deep), {"tp": 2, "pp": 2, "sequence_parallel": True}),
+    # stages without anything to train: the first, the last, chunks in between
+    "pp2_exit_on_the_last_stage": Case(tuned(lonely), {"pp": 2}),
+    "pp2_exit_on_the_first_stage": Case(tuned(lonely, whole=True), {"pp": 2}),
+    "pp2_vp2_one_exit": Case(tuned(lonely), {"pp": 2, "vp": 2}),
+    "pp2_dp2_distributed_one_exit": Case(tuned(lonely), {"pp": 2, "dp": 2}, reduction=distributed),
+    "pp2_bf16": Case(tuned(deep), {"pp": 2}, dtype="bf16"),
+    "pp2_fp16_distributed_one_exit": Case(tuned(lonely), {"pp": 2}, dtype="fp16", reduction=distributed),
+}
+TOLERANCE = {"fp32": 1e-5, "bf16": 5e-2, "fp16": 8e-3}
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_those_of_autograd(name: str) -> None:
+    case = CASES[name]
+    tolerance = TOLERANCE[case.dtype]
+    results = workers.run(case.parallel.world_size, tuning_steps, case)
+    parameters = {key: copies[0].double() for key, copies in assemble(results, "parameter").items()}
+    exits = {key: tensor.requires_grad_() for key, tensor in parameters.items() if key.startswith("heads.exit_")}
+    objective, means = Reference(case.spec, parameters).losses(global_batch(case), case.weights)
+    objective.backward()
+    for result in results:
+        for losses in (result["losses"], result["validation"]):
+            assert losses.num_tokens == global_batch(case).loss_mask.sum()
+            assert set(losses.means) == set(case.spec.heads)
+        assert all(relative(result["losses"].means[head], means[head]) < tolerance for head in case.spec.heads)
+    gradients = assemble(results, "gradient")
+    assert set(gradients) == set(exits), "only exits have gradients"
+    for key, copies in gradients.items():
+        assert all(relative(copy, exits[key].grad) < tolerance for copy in copies), key
+    norm = torch.stack([tensor.grad.norm() for tensor in exits.values()]).norm()
+    assert all(relative(result["grad_norm"], norm) < tolerance for result in results)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", ["pp1", "tp2_sp", "pp2_vp2_one_exit", "pp2_dp2_distributed_one_exit", "pp2_bf16"])
+def test_steps_change_exits_and_nothing_else(name: str) -> None:
+    case = CASES[name]
+    results = workers.run(case.parallel.world_size, tuning_steps, case, 3)
+    before, after = (assemble(results, "parameter", when) for when in ("before", "after"))
+    for key, copies in after.items():
+        frozen = not key.startswith("heads.exit_")
+        assert all(torch.equal(old, new) == frozen for old, new in zip(before[key], copies, strict=True)), key
+    exits = sum(copies[0].numel() for key, copies in after.items() if key.startswith("heads.exit_"))
+    held = sum(result["held"] for result in results)
+    assert held >= exits, "the optimizer holds the exits"
+    if case.parallel.tp == case.parallel.dp == 1:
+        assert held == exits, "and nothing else"
+
+
+@pytest.mark.dist
+def test_nothing_above_the_deepest_exit_is_built() -> None:
+    results = workers.run(2, tuning_steps, CASES["pp2_exit_on_the_last_stage"])
+    assert [result["layers"] for result in results] == [["1", "2"], ["3", "4"]]
+    assert not any(piece.name.startswith(("heads.final", "layers.5")) for result in results for piece in result["pieces"])
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", ["pp1", "pp2_bf16", "dp2_distributed"])
+def test_exits_tuned_together_become_what_they_become_alone(name: str) -> None:
+    """Gradients of these random exits are longer than the norm they are clipped to; weights of other exits do not matter."""
+    case = CASES[name]
+    together = assemble(workers.run(case.parallel.world_size, tuning_steps, case, 3), "parameter", "after")
+    for exit_ in case.spec.exits:
+        alone = only(case, exit_.layer) if case.parallel.pp == 1 or exit_.layer > 1 else None
+        if alone is None:
+            continue
+        tuned_alone = assemble(workers.run(case.parallel.world_size, tuning_steps, alone, 3), "parameter", "after")
+        keys = [key for key in tuned_alone if key.startswith(f"heads.{exit_.name}.")]
+        assert keys
+        for key in keys:
+            assert torch.equal(together[key][0], tuned_alone[key][0]), key
