@@ -10,6 +10,7 @@ import torch
 from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
 from eellm.engine.tuning import TuningEngine
 from eellm.mcore.groups import init_groups
+from eellm.model.objective import HeadWeights
 from eellm.model.spec import ModelSpec, plan_stages, tied_stages, tuned_spec
 from tests.engine.layouts import SEED, Case, global_batch, optimizer_of, pieces_of
 
@@ -25,23 +26,24 @@ def build_tuning(case: Case) -> Chunks:
     return build_chunks(case.spec, plan, groups, options)
 
 
-def tuning_steps(rank: int, case: Case, steps: int = 1) -> dict[str, Any]:
+def tuning_steps(rank: int, case: Case, steps: int = 1, weights: HeadWeights | None = None) -> dict[str, Any]:
     """Losses and gradients of the last of some steps, and the parameters before the first and after the last."""
     chunks = build_tuning(case)
     optimizer = optimizer_of(case, chunks, [exit_.name for exit_ in case.spec.exits])
     engine = TuningEngine(chunks, case.options)
     engine.grad_scale = optimizer.loss_scale
     batch = global_batch(case, chunks.groups.dp_rank, case.parallel.dp)
+    weights = weights or case.weights
     before = pieces_of(case, chunks, optimizer)
     for _ in range(steps):
         chunks.zero_grad()
         optimizer.zero_grad()
-        losses = engine.run(batch, case.weights)
+        losses = engine.run(batch, weights)
         pieces = pieces_of(case, chunks, optimizer)
         result = optimizer.step()
     return {
         "losses": losses,
-        "validation": engine.run(batch, case.weights, forward_only=True),
+        "validation": engine.run(batch, weights, forward_only=True),
         "pieces": pieces,
         "before": before,
         "after": pieces_of(case, chunks, optimizer),
@@ -52,5 +54,5 @@ def tuning_steps(rank: int, case: Case, steps: int = 1) -> dict[str, Any]:
 
 
 def only(case: Case, layer: int) -> Case:
-    """The case with one of its exits alone, at a loss weight of its own."""
+    """The case with one of its exits alone."""
     return replace(case, spec=tuned(case.spec, [layer]))
