@@ -32,7 +32,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def model_state(stages: Sequence[Any]) -> dict[str, Any]:
     """Sharded view of this rank's stages. The keys of the dictionary are local; those of its tensors are global."""
-    return {f"stage_{stage.stage_spec.index}": stage.sharded_state_dict() for stage in stages}
+    return {f"stage_{stage.stage_spec.index}": _tensors_only(stage.sharded_state_dict()) for stage in stages}
+
+
+def _tensors_only(state: dict[str, Any]) -> dict[str, Any]:
+    """Without the places that megatron-core's linear layers keep for Transformer Engine's fp8 state, which ours never have."""
+    return {name: value for name, value in state.items() if not name.endswith("_extra_state")}
 
 
 def load_model_state(stages: Sequence[Any], state: Mapping[str, Any]) -> None:

@@ -52,8 +52,8 @@ class CheckpointWriter:
         Raises WriteError on all ranks, leaving earlier checkpoints as they were.
         """
         self.finish(wait=True)
-        partial = _partial(path)
-        from_main_rank(lambda: _make_room(partial))
+        partial = partial_path(path)
+        from_main_rank(lambda: make_room(partial))
         with _write_errors(partial), cpu_stand_ins(), bound_children():
             request = dist_checkpointing.save(state, str(partial), async_sharded_save=self._in_background, **_STRATEGY)
             if request is not None:
@@ -66,7 +66,7 @@ class CheckpointWriter:
         if self._pending is None:
             return
         path, self._pending = self._pending, None
-        with _write_errors(_partial(path)), cpu_stand_ins():
+        with _write_errors(partial_path(path)), cpu_stand_ins():
             self._queue.maybe_finalize_async_calls(blocking=wait)
         if self._queue.get_num_unfinalized_calls() > 0:
             self._pending = path
@@ -74,18 +74,25 @@ class CheckpointWriter:
             from_main_rank(lambda: self._commit(path))
 
     def _commit(self, path: Path) -> None:
-        replaced = path.with_name(f"{path.name}.replaced{PARTIAL}")
+        name_whole(path)
         with writing(path):
-            write_manifest(_partial(path))
-            if path.exists():
-                os.replace(path, replaced)
-            os.replace(_partial(path), path)
-            shutil.rmtree(replaced, ignore_errors=True)
             self._committed(path)
 
 
-def _partial(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
+    """Where a checkpoint lies while it is written."""
     return path.with_name(path.name + PARTIAL)
+
+
+def name_whole(path: Path) -> None:
+    """Declare the checkpoint at `partial_path(path)` whole and give it its name."""
+    replaced = path.with_name(f"{path.name}.replaced{PARTIAL}")
+    with writing(path):
+        write_manifest(partial_path(path))
+        if path.exists():
+            os.replace(path, replaced)
+        os.replace(partial_path(path), path)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _cut_short(partial: Path) -> str:
@@ -93,7 +100,8 @@ def _cut_short(partial: Path) -> str:
     return f"the system stopped taking data (full disk, quota or limit on file sizes; {free:,.0f} MB are free there)"
 
 
-def _make_room(partial: Path) -> None:
+def make_room(partial: Path) -> None:
+    """An empty folder for a checkpoint; what interrupted writes have left beside it goes."""
     with writing(partial):
         for stale in partial.parent.glob(f"*{PARTIAL}"):
             shutil.rmtree(stale)
