@@ -124,6 +124,10 @@ class RunDirectory:
         """Copy a tokenizer's file into the run, which then needs no other."""
         shutil.copyfile(file, self.path / f"tokenizer{file.suffix}")
 
+    def note_backbone(self, content: str) -> None:
+        """Put into status.json the hash of what a run that tunes exits has left as it was."""
+        self._update_status({"backbone": content})
+
     def write_metrics(self, metrics: dict[str, float]) -> None:
         """Write metrics.json: the run's final scalars."""
         write_atomically(self.final_metrics, json.dumps(metrics, indent=2) + "\n")

@@ -19,7 +19,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 DecodingMode = Literal["full", "catch_up", "kv_recompute", "pipeline", "self_speculative"]
 HeadKind = Literal["embedding", "norm", "mlp", "block"]
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-TaskName = Literal["quickstart", "train", "evaluate", "calibrate", "generate", "benchmark", "prepare_data", "serve"]
+TaskName = Literal["quickstart", "train", "evaluate", "calibrate", "generate", "benchmark", "prepare_data", "serve", "tune"]
 
 
 class Node(BaseModel):
@@ -92,7 +92,8 @@ class ExitsConfig(Node):
     tie_output: bool | list[bool]
     """Use the model's output matrix (true) or an own one, for all exits or one per exit."""
     init: Literal["random", "copy"]
-    """`copy`: norm and output matrix start as the final head's, the MLP as the same layer's, the block as the last layer."""
+    """`copy`: norm and output matrix start as the final head's, the MLP as the same layer's, the block as the last layer;
+    task=tune copies unless told otherwise."""
     temperature: Positive | list[Positive]
     """Exit logits are divided by this in the training loss and in the confidence."""
     boundary: Literal["end", "start", "balance"]
@@ -263,6 +264,22 @@ class TrainerConfig(Node):
     """Tokens whose logits exist at a time in the cross-entropy."""
     progress: Literal["auto", "bar", "lines", "none"]
     """`auto`: a bar on a terminal, lines elsewhere."""
+
+
+class DistillationConfig(Node):
+    weight: Fraction
+    """Share of an exit's loss that is its divergence from the final head, the rest being the text's; 0 = none."""
+    temperature: Positive
+    """Logits of both are divided by this in the divergence, on top of the exit's own temperature."""
+
+
+class TuningConfig(Node):
+    layers: list[Count] | None
+    """Layers of the exits that are tuned; null = all that `exits` asks for. Further exits of the checkpoint stay as they are, and
+    are listed in the run's `exits` too."""
+    evaluate: bool
+    """Evaluate the whole model, every exit beside the final head, before and after; needs room for all its layers."""
+    distillation: DistillationConfig
 
 
 class EvaluationConfig(Node):
@@ -451,7 +468,7 @@ class Config(Node):
     """`auto`: CUDA where there is any."""
     checkpoint: str | None
     """Run directory to read a model from, or `reference`: the one that comes with eellm, which is also read where a task needs
-    a model and is given none; with task=train, whose weights to begin with."""
+    a model and is given none; with task=train, whose weights to begin with; with task=tune, whose exits to tune."""
     resume: str | None
     """Run directory to continue, or `auto`."""
     objective: str
@@ -468,6 +485,7 @@ class Config(Node):
     lr_schedule: LrScheduleConfig
     precision: PrecisionConfig
     trainer: TrainerConfig
+    tuning: TuningConfig
     evaluation: EvaluationConfig
     calibration: CalibrationConfig
     decoding: DecodingConfig

@@ -21,21 +21,17 @@ class TuningModule(EarlyExitModule):
 
     def _build_chunks(self) -> Chunks:
         config = self.run_config
-        options = ChunkOptions(
-            config.precision.dtype,
-            config.seed,
-            config.trainer.recompute,
-            ReductionOptions(config.optimizer.distributed),
-            exits_only=True,
-        )
+        reduction = ReductionOptions(config.optimizer.distributed)  # once a step, of little: there is nothing to overlap
+        options = ChunkOptions(config.precision.dtype, config.seed, reduction=reduction, exits_only=True)
         return build_chunks(self.spec, self.plan, self.groups, options)
 
     def _build_engine(self) -> TrainingEngine:
         return TuningEngine(self.chunks, ObjectiveOptions(chunk=self.run_config.trainer.loss_chunk))
 
     def _build_optimizer(self) -> MegatronOptimizer:
-        config, exits = self.run_config, [exit_.name for exit_ in self.spec.exits]
-        return MegatronOptimizer(config.optimizer, config.precision, self.chunks.wrapped, self.chunks.config, exits)
+        optimizer = self.run_config.optimizer.model_copy(update={"overlap_grad_reduce": False, "overlap_param_gather": False})
+        exits = [exit_.name for exit_ in self.spec.exits]
+        return MegatronOptimizer(optimizer, self.run_config.precision, self.chunks.wrapped, self.chunks.config, exits)
 
     def _flops_per_token(self) -> int:
         return tuning_flops(self.spec, self.run_config.data.sequence_length)
