@@ -62,10 +62,10 @@ _BATCHES = ("split", "sequence_length", "micro_batch_size", "global_batch_size",
 
 _PROMPTS = ("decoding.prompts", "decoding.stop")
 _GENERATION = tuple(f"decoding.{key}" for key in ("stop_at_eos", "max_tokens"))
-_TRAINING_BENCHMARK = (
-    *("model.attention", "loss_weights", "schedule", "trainer", "exits.deferred", "benchmark.in_flight"),
-    *("data.micro_batch_size", "data.global_batch_size"),
+_STEP_BENCHMARKS = (
+    *("model.attention", "loss_weights", "schedule", "trainer.loss_chunk", "data.micro_batch_size", "data.global_batch_size"),
 )
+_TRAINING_BENCHMARK = ("trainer.recompute", "exits.deferred", "benchmark.in_flight")
 _BACKWARD_THROUGH_LAYERS = (
     *("loss_weights.final", "exits.deferred", "trainer.recompute"),
     *("optimizer.overlap_grad_reduce", "optimizer.overlap_param_gather"),
@@ -75,8 +75,13 @@ _ON_TASKS = tuple(f"evaluation.{key}" for key in ("tasks", "include_path", "limi
 _DECODING_BENCHMARK = ("decoding", "exit_policy", "benchmark.decodings", "benchmark.thresholds", "benchmark.batches")
 
 READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
-    (tuple(f"data.{key}" for key in _BATCHES), "task.name", ("quickstart", "train", "tune", "evaluate", "calibrate", "benchmark")),
+    (
+        tuple(f"data.{key}" for key in _BATCHES),
+        "task.name",
+        ("quickstart", "train", "tune", "evaluate", "calibrate", "benchmark"),
+    ),
     (_BACKWARD_THROUGH_LAYERS, "task.name", ("quickstart", "train", "benchmark")),
+    (_STEP_BENCHMARKS, "benchmark.name", ("training", "tuning")),
     (_TRAINING_BENCHMARK, "benchmark.name", ("training",)),
     (_DECODING_BENCHMARK, "benchmark.name", ("decoding",)),
     (_ON_HELD_OUT_TEXT, "evaluation.name", ("exits",)),
@@ -190,6 +195,11 @@ def _chosen(groups: dict[str, Any], choice: str) -> list[str]:
 
 def measures_decoding(task: TaskConfig, benchmark: BenchmarkConfig) -> bool:
     return task.name == "benchmark" and benchmark.name == "decoding"
+
+
+def tunes(task: TaskConfig, benchmark: BenchmarkConfig) -> bool:
+    """Whether exits are trained alone, behind a frozen backbone."""
+    return task.name == "tune" or (task.name == "benchmark" and benchmark.name == "tuning")
 
 
 def typed_value(override: Override) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,8 +18,8 @@ from eellm.config.request import (
     typed_value,
 )
 from eellm.errors import CheckpointError, Problem
-from eellm.reference import NAME, reference_run
 from eellm.model.spec import exit_layer, per_exit
+from eellm.reference import NAME, reference_run
 from eellm.rundir import locate, whole_checkpoint
 
 _MAY_CHANGE_ON_RESUME = (
@@ -93,11 +92,14 @@ def with_warm_start(values: dict[str, Any], saved: dict[str, Any], request: Requ
 def with_tuning(values: dict[str, Any], saved: dict[str, Any], request: Request) -> dict[str, Any]:
     """Values for tuning exits of another run's model: `exits` become those of the model that comes out of it.
 
-    That is those asked for, as for training, and the saved run's others; `tuning.layers` names the former.
+    That is those asked for, or where none are those that it has, and its others; `tuning.layers` names the former.
     """
-    merged = with_warm_start(values, saved, request)
+    merged, asks = _with_saved_model(values, saved), {override.key for override in request.parsed if override.group == "exits"}
+    by_experiment = "exits" in experiment_groups(request.parsed)
+    if not asks and not by_experiment:
+        merged["exits"] = copy.deepcopy(saved["exits"])
     asked, tuning = merged["exits"], merged["tuning"]
-    if "exits" not in experiment_groups(request.parsed) and all(override.key != "exits.init" for override in request.parsed):
+    if "exits.init" not in asks and not by_experiment:
         asked["init"] = "copy"
     try:
         mine = _columns(asked, merged["model"]["num_layers"])
@@ -109,7 +111,8 @@ def with_tuning(values: dict[str, Any], saved: dict[str, Any], request: Request)
     rows = sorted({**others, **mine}.items())
     asked["layers"] = [layer for layer, _ in rows]
     for column, name in enumerate(_PER_EXIT):
-        asked[name] = [row[column] for _, row in rows]
+        entries = [row[column] for _, row in rows]
+        asked[name] = entries[0] if len(set(entries)) == 1 else entries
     return merged
 
 

@@ -281,6 +281,11 @@ class TuningConfig(Node):
     """Evaluate the whole model, every exit beside the final head, before and after; needs room for all its layers."""
     distillation: DistillationConfig
 
+    @property
+    def runs_whole_model(self) -> bool:
+        """Whether every pass goes up to the final head."""
+        return self.distillation.weight > 0
+
 
 class EvaluationConfig(Node):
     name: Literal["exits", "lm_eval"]
@@ -373,8 +378,9 @@ class ExitPolicyConfig(Node):
 
 
 class BenchmarkConfig(Node):
-    name: Literal["training", "decoding"]
-    """`training`: what exits cost a training step, in time and memory; `decoding`: how fast tokens come, and what that costs."""
+    name: Literal["training", "tuning", "decoding"]
+    """`training`: what exits cost a training step, in time and memory; `tuning`: what a step costs that tunes them alone;
+    `decoding`: how fast tokens come, and what that costs."""
     pairs: Count
     """Alternating repetitions of what is compared."""
     warmup: NonNegative

@@ -7,6 +7,9 @@ its forward and backward run at once, so the only gradients are those of exits a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -16,15 +19,27 @@ from eellm.engine.megatron import MegatronEngine
 from eellm.engine.protocol import Losses, VisitorOf, reduce_losses
 from eellm.mcore.cpu import cpu_stand_ins
 from eellm.model.context import Context
+from eellm.model.divergence import DivergenceOptions, Teacher, linear_divergence
 from eellm.model.objective import HeadWeights, LossSums, Objective, ObjectiveOptions
 from eellm.model.stage import Readout
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """See the config's `tuning.distillation`. The model is built as a whole, on one pipeline stage."""
+
+    share: float
+    temperature: float
 
 
 class TuningEngine:
     """Implements `eellm.engine.protocol.Engine`; the chunks are built with `ChunkOptions.exits_only`."""
 
-    def __init__(self, chunks: Chunks, options: ObjectiveOptions):
+    def __init__(self, chunks: Chunks, options: ObjectiveOptions, distillation: Distillation | None = None):
         self.chunks, self.options = chunks, options
+        self.objective: Callable[..., TuningObjective] = TuningObjective
+        if distillation is not None:
+            self.objective = partial(DistillingObjective, share=distillation.share, temperature=distillation.temperature)
         self.grad_scale: Callable[[], float] = lambda: 1.0
         """The factor that the optimizer applies to losses (fp16's loss scale)."""
         self._forward = MegatronEngine(chunks, options)
@@ -35,7 +50,7 @@ class TuningEngine:
         sums = LossSums()
 
         def tuning(_: int, microbatch: Microbatch) -> TuningObjective:
-            return TuningObjective(microbatch, weights, self.options, sums, self.grad_scale)
+            return self.objective(microbatch, weights, self.options, sums, self.grad_scale)
 
         self.visit(batch, tuning)
         num_tokens = batch.loss_mask.sum().to(torch.int)
@@ -55,3 +70,34 @@ class TuningObjective(Objective):
             loss = self._loss(hidden, readout, context)
             loss.backward(torch.full_like(loss, self.scale()))
         return hidden
+
+
+class DistillingObjective(TuningObjective):
+    """Exits learn from the final head too, so their hidden states wait until the microbatch has passed all layers."""
+
+    def __init__(self, *parts: Any, share: float, temperature: float):
+        super().__init__(*parts)
+        self.share, self.temperature = share, temperature
+        self.waiting: list[tuple[torch.Tensor, Readout, Context]] = []
+        self.teacher: Teacher | None = None
+
+    def at_exit(self, hidden: torch.Tensor, readout: Readout, context: Context) -> torch.Tensor:
+        self.waiting.append((hidden, readout, context))
+        return hidden
+
+    def at_final(self, hidden: torch.Tensor, readout: Readout, context: Context) -> torch.Tensor:
+        features = readout.head.features(hidden, context)
+        self.teacher = Teacher(features.flatten(0, 1), readout.weight)
+        for waiting in self.waiting:
+            super().at_exit(*waiting)
+        return self._text_loss(features, readout)
+
+    def _loss(self, hidden: torch.Tensor, readout: Readout, context: Context) -> torch.Tensor:
+        """(1 - share) of the text's loss and `share` of the divergence."""
+        assert self.teacher is not None
+        features = readout.head.features(hidden, context)
+        options = DivergenceOptions(readout.head.temperature, self.temperature, self.options.chunk, self.scale())
+        mask = self.batch.loss_mask.t().reshape(-1)
+        divergence = linear_divergence(features.flatten(0, 1), readout.weight, self.teacher, mask, readout.vocabulary, options)
+        text = self._text_loss(features, readout)
+        return (1 - self.share) * text + self.share * self.weights.values[readout.name] * divergence

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import torch
 
-from eellm.config.rules.tuning import runs_whole_model
-from eellm.config.schema import Config
 from eellm.data.batches import loader, validation_batches
 from eellm.data.corpus import Corpus
 from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
@@ -18,7 +16,6 @@ from eellm.evaluation.exits import EvaluationOptions, evaluate
 from eellm.mcore.checkpoint import from_main_rank, load_stages
 from eellm.metrics.recorder import Recorder
 from eellm.model.objective import ObjectiveOptions
-from eellm.model.spec import build_layout, build_spec, plan_stages, tuned_spec
 from eellm.rundir import RunDirectory, step_name
 from eellm.tasks import train
 from eellm.tasks.context import TaskContext
@@ -32,9 +29,9 @@ def run(context: TaskContext) -> dict[str, float]:
     with process_group(context.config) as device, recording(context, train.resume_step(context)) as (recorder, final):
         final |= tune(context, recorder, device)
     if is_main_rank():
-        from eellm.report.terminal import print_report
+        from eellm.report.terminal import print_tuning
 
-        print_report(context.run_dir)
+        print_tuning(context.run_dir)
     return final
 
 
@@ -55,7 +52,7 @@ def tune_exits(context: TaskContext, source: Path, recorder: Recorder, device: t
     from eellm.train.fit import TrainingJob, fit
 
     config, corpus = context.config, Corpus.load(context.run.corpus)
-    plan = tuning_plan(config, corpus.vocab_size)
+    plan = Plan.of_tuning(config, corpus.vocab_size)
     resumed = train.resume_checkpoint(context)
     job = TrainingJob(config, plan.spec, plan.stages, corpus, context.run_dir, resumed, source, exits_only=True)
     with groups_of(plan, device, config.seed) as groups:
@@ -88,7 +85,7 @@ def evaluate_whole(
 ) -> dict[str, float]:
     """Every head of the whole model on held-out text; all ranks together."""
     config, corpus = context.config, Corpus.load(context.run.corpus)
-    plan = whole_plan(config, corpus.vocab_size)
+    plan = Plan.around_tuning(config, corpus.vocab_size)
     with groups_of(plan, device, config.seed) as groups:
         chunks = build_chunks(plan.spec, plan.stages, groups, ChunkOptions(config.precision.dtype, config.seed, trainable=False))
         load(chunks)
@@ -97,16 +94,3 @@ def evaluate_whole(
         result = evaluate(engine, batches, plan.spec, groups, EvaluationOptions.of(config))
     recorder.table(table, result.exits)
     return result.scalars()
-
-
-def tuning_plan(config: Config, vocab_size: int) -> Plan:
-    """The exits that are tuned and the layers below them; with distillation the whole model."""
-    spec, layout = build_spec(config, vocab_size), build_layout(config)
-    spec = tuned_spec(spec, config.tuning.layers or spec.exit_layers, runs_whole_model(config.tuning))
-    return Plan(spec, layout, plan_stages(spec, layout, config.parallel.layers_per_stage, config.exits.boundary))
-
-
-def whole_plan(config: Config, vocab_size: int) -> Plan:
-    """All layers and all exits; `parallel.layers_per_stage` is about those that tuning runs."""
-    spec, layout = build_spec(config, vocab_size), build_layout(config)
-    return Plan(spec, layout, plan_stages(spec, layout, boundary=config.exits.boundary))

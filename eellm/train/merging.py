@@ -26,7 +26,9 @@ def merge_tuned(source: Path, tuned: Path, target: Path) -> str:
     written = read_checkpoint(target)
     after = content_hash({name: written[name] for name in kept})
     if before != after:
-        raise CheckpointError(f"{target} differs from {source} in more than the tuned exits: the disk does not keep what it is given.")
+        raise CheckpointError(
+            f"{target} differs from {source} in more than the tuned exits: the disk does not keep what it is given."
+        )
     return after
 
 

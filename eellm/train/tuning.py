@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
 from eellm.engine.protocol import TrainingEngine
-from eellm.engine.tuning import TuningEngine
+from eellm.engine.tuning import Distillation, TuningEngine
 from eellm.mcore.data_parallel import ReductionOptions
 from eellm.mcore.optimizer import MegatronOptimizer
 from eellm.metrics import names
@@ -26,7 +26,9 @@ class TuningModule(EarlyExitModule):
         return build_chunks(self.spec, self.plan, self.groups, options)
 
     def _build_engine(self) -> TrainingEngine:
-        return TuningEngine(self.chunks, ObjectiveOptions(chunk=self.run_config.trainer.loss_chunk))
+        options, wanted = ObjectiveOptions(chunk=self.run_config.trainer.loss_chunk), self.run_config.tuning.distillation
+        distillation = Distillation(wanted.weight, wanted.temperature) if wanted.weight > 0 else None
+        return TuningEngine(self.chunks, options, distillation)
 
     def _build_optimizer(self) -> MegatronOptimizer:
         optimizer = self.run_config.optimizer.model_copy(update={"overlap_grad_reduce": False, "overlap_param_gather": False})

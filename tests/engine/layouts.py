@@ -155,7 +155,9 @@ def _pieces(case: Case, chunks: Chunks, index: int, loss_scale: float) -> Iterat
             parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None,
             2 if case.spec.gated and name.endswith("linear_fc1.weight") else 1,
             parameter.detach().float().numpy().copy(),
-            _whole_gradient(chunks, chunks.wrapped[index], parameter).div_(loss_scale).numpy() if parameter.requires_grad else None,
+            _whole_gradient(chunks, chunks.wrapped[index], parameter).div_(loss_scale).numpy()
+            if parameter.requires_grad
+            else None,
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from eellm.engine.tuning import Distillation
 from eellm.mcore.data_parallel import ReductionOptions
 from eellm.model.spec import ExitSpec
 from tests import workers
@@ -68,6 +69,33 @@ def test_gradients_are_those_of_autograd(name: str) -> None:
         assert all(relative(copy, exits[key].grad) < tolerance for copy in copies), key
     norm = torch.stack([tensor.grad.norm() for tensor in exits.values()]).norm()
     assert all(relative(result["grad_norm"], norm) < tolerance for result in results)
+
+
+DISTILLED = {"single": {}, "tp2_sequence_parallel": {"tp": 2, "sequence_parallel": True}, "dp2": {"dp": 2}}
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", DISTILLED)
+def test_distillation_is_plain_divergence(name: str) -> None:
+    """Gradients of (1 - share) cross-entropy + share T^2 KL(final || exit), both at the temperatures they should have."""
+    case = Case(tuned(deep, whole=True), DISTILLED[name], unmasked=31)
+    share, temperature, batch = 0.7, 2.0, global_batch(Case(deep, unmasked=31))
+    results = workers.run(case.parallel.world_size, tuning_steps, case, 1, None, Distillation(share, temperature))
+    parameters = {key: copies[0].double() for key, copies in assemble(results, "parameter").items()}
+    exits = {key: tensor.requires_grad_() for key, tensor in parameters.items() if key.startswith("heads.exit_")}
+    reference = Reference(case.spec, parameters)
+    objective, means = reference.losses(batch, case.weights)
+    divergence = 0.0
+    for microbatch in (batch[index] for index in range(len(batch))):
+        logits = reference.logits(microbatch)
+        teacher = (logits.pop("final") / temperature).log_softmax(-1)
+        for head, student in logits.items():
+            kl = (teacher.exp() * (teacher - (student / temperature).log_softmax(-1))).sum(-1)
+            divergence = divergence + case.weights.values[head] * temperature**2 * (kl * microbatch.loss_mask).sum()
+    ((1 - share) * objective + share * divergence / batch.loss_mask.sum()).backward()
+    for key, copies in assemble(results, "gradient").items():
+        assert all(relative(copy, exits[key].grad) < 1e-5 for copy in copies), key
+    assert all(relative(result["losses"].means[head], means[head]) < 1e-5 for result in results for head in means)
 
 
 @pytest.mark.dist

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
-from eellm.engine.tuning import TuningEngine
+from eellm.engine.tuning import Distillation, TuningEngine
 from eellm.mcore.groups import init_groups
 from eellm.model.objective import HeadWeights
 from eellm.model.spec import ModelSpec, plan_stages, tied_stages, tuned_spec
@@ -26,11 +26,13 @@ def build_tuning(case: Case) -> Chunks:
     return build_chunks(case.spec, plan, groups, options)
 
 
-def tuning_steps(rank: int, case: Case, steps: int = 1, weights: HeadWeights | None = None) -> dict[str, Any]:
+def tuning_steps(
+    rank: int, case: Case, steps: int = 1, weights: HeadWeights | None = None, distillation: Distillation | None = None
+) -> dict[str, Any]:
     """Losses and gradients of the last of some steps, and the parameters before the first and after the last."""
     chunks = build_tuning(case)
     optimizer = optimizer_of(case, chunks, [exit_.name for exit_ in case.spec.exits])
-    engine = TuningEngine(chunks, case.options)
+    engine = TuningEngine(chunks, case.options, distillation)
     engine.grad_scale = optimizer.loss_scale
     batch = global_batch(case, chunks.groups.dp_rank, case.parallel.dp)
     weights = weights or case.weights
