@@ -124,6 +124,12 @@ class RunDirectory:
         """Copy a tokenizer's file into the run, which then needs no other."""
         shutil.copyfile(file, self.path / f"tokenizer{file.suffix}")
 
+    def keep_chat_template(self, source: RunDirectory) -> None:
+        """Copy what lies beside another run's tokenizer and turns messages into text, if anything does."""
+        for name in ("chat_template.jinja", "tokenizer_config.json"):
+            if (source.path / name).is_file():
+                shutil.copyfile(source.path / name, self.path / name)
+
     def note_backbone(self, content: str) -> None:
         """Put into status.json the hash of what a run that tunes exits has left as it was."""
         self._update_status({"backbone": content})

@@ -77,7 +77,8 @@ def named(file: OptionFile) -> str:
 def runnable(overrides: list[str], run: Path, files: Path) -> list[str]:
     """The overrides with paths that exist in place of those of the example."""
     (files / "corpus.jsonl").write_text('{"text": "one"}\n')
-    (files / "prose.txt").write_text("One.\n")
+    for name in ("prose.txt", "chats.jsonl"):
+        (files / name).write_text("One.\n")
     (files / "tokenizer.json").write_text("{}")
     for ending in (".bin", ".idx"):
         (files / f"corpus_text_document{ending}").touch()
@@ -86,7 +87,10 @@ def runnable(overrides: list[str], run: Path, files: Path) -> list[str]:
             run = save_run(files / name, "exits=none", *model)
             overrides = [override.replace(f"outputs/convert/{name}/<time>", str(run)) for override in overrides]
     names = {"outputs/train/default/<time>": str(run), "=README.md": f"={CONF.parent / 'conf' / 'config.yaml'}"}
-    names |= {f"={name}": f"={files / name}" for name in ("corpus.jsonl", "prose.txt", "tokenizer.json", "corpus_text_document")}
+    names |= {
+        f"={name}": f"={files / name}"
+        for name in ("corpus.jsonl", "chats.jsonl", "prose.txt", "tokenizer.json", "corpus_text_document")
+    }
     for name, path in names.items():
         overrides = [override.replace(name, path) for override in overrides]
     return overrides

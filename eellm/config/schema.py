@@ -149,9 +149,10 @@ class RampUpConfig(Node):
 
 
 class DataConfig(Node):
-    source: Literal["stdlib", "text", "jsonl", "huggingface", "megatron"]
-    """`stdlib`: the interpreter's standard-library source; `text`: a file or folder; `jsonl`: one document a line;
-    `huggingface`: a data set of the `datasets` library; `megatron`: tokens in .bin/.idx files."""
+    source: Literal["stdlib", "text", "jsonl", "chats", "huggingface", "megatron"]
+    """`stdlib`: the interpreter's standard-library source; `text`: a file or folder; `jsonl`: one document a line; `chats`: one
+    conversation a line, of which the assistant's answers count in the loss; `huggingface`: a data set of the `datasets`
+    library; `megatron`: tokens in .bin/.idx files."""
     path: str | list[str] | None
     """File or folder for `text` and `jsonl`; name, file or folder for `huggingface`; prefix, or several, for `megatron`."""
     weights: list[Positive] | None
@@ -167,7 +168,7 @@ class DataConfig(Node):
     pattern: str
     """Glob of the files read from a folder."""
     text_field: str
-    """Field of a JSON line, or column of a data set, that holds the text."""
+    """Field of a JSON line, or column of a data set, that holds the text; of `chats`, the messages."""
     split: list[Annotated[float, Field(ge=0.0)]]
     """Shares of the documents for training and validation; normalised to sum 1."""
     sequence_length: Count

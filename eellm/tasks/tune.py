@@ -16,13 +16,17 @@ from eellm.evaluation.exits import EvaluationOptions, evaluate
 from eellm.mcore.checkpoint import from_main_rank, load_stages
 from eellm.metrics.recorder import Recorder
 from eellm.model.objective import ObjectiveOptions
-from eellm.rundir import RunDirectory, step_name
+from eellm.rundir import RunDirectory, locate, step_name
 from eellm.tasks import train
 from eellm.tasks.context import TaskContext
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
 from eellm.tasks.trained import checkpoint_folder
 
-prepare = train.prepare
+
+def prepare(context: TaskContext) -> None:
+    train.prepare(context)
+    assert context.config.checkpoint is not None, "checked with the config"
+    context.run.keep_chat_template(locate(context.config.checkpoint)[0])
 
 
 def run(context: TaskContext) -> dict[str, float]:
