@@ -94,12 +94,13 @@ def with_tuning(values: dict[str, Any], saved: dict[str, Any], request: Request)
 
     That is those asked for, or where none are those that it has, and its others; `tuning.layers` names the former.
     """
-    merged, asks = _with_saved_model(values, saved), {override.key for override in request.parsed if override.group == "exits"}
+    typed = {override.key for override in request.parsed}
     by_experiment = "exits" in experiment_groups(request.parsed)
-    if not asks and not by_experiment:
-        merged["exits"] = copy.deepcopy(saved["exits"])
+    # exits that are placed anew have nothing of the saved ones, whose lists have one entry for each of those
+    placed = by_experiment or bool(typed & {"exits", "exits.layers"})
+    merged = _with_saved_model(values, saved) if placed else with_warm_start(values, saved, request)
     asked, tuning = merged["exits"], merged["tuning"]
-    if "exits.init" not in asks and not by_experiment:
+    if "exits.init" not in typed and not by_experiment:
         asked["init"] = "copy"
     try:
         mine = _columns(asked, merged["model"]["num_layers"])
@@ -108,6 +109,8 @@ def with_tuning(values: dict[str, Any], saved: dict[str, Any], request: Request)
         return merged
     if tuning["layers"] is None:
         tuning["layers"] = list(mine)
+    if set(others) <= set(mine):
+        return merged
     rows = sorted({**others, **mine}.items())
     asked["layers"] = [layer for layer, _ in rows]
     for column, name in enumerate(_PER_EXIT):
@@ -149,9 +152,9 @@ def _resumed(resume: str, values: dict[str, Any], request: Request) -> tuple[dic
     saved = saved_values(resume)
     merged = _with_overrides(saved, values, request)
     problems = list(_refused_on_resume(resume, saved, merged, request))
-    was, task = saved.get("task"), values["task"]
-    if "tune" in (task["name"], was["name"] if isinstance(was, dict) else None) and was != task:
-        problems.append(Problem("task", task["name"], f"{resume} is a run of task={was['name']}", f"task={was['name']}"))
+    task, was = values["task"]["name"], (saved.get("task") or {}).get("name")
+    if task != was and "tune" in (task, was):
+        problems.append(Problem("task", task, f"{resume} is a run of task={was}", f"task={was}"))
     return {**merged, "resume": resume}, problems
 
 

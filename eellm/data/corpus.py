@@ -123,7 +123,7 @@ class Corpus:
             return opened[0]
         from torch.utils.data import ConcatDataset
 
-        return ConcatDataset(opened)
+        return ConcatDataset(opened)  # type: ignore[arg-type]
 
     def training_order(self, seed: int) -> Order:
         """Sample number -> index in `open("train")`: a function of the seed and the blend's weights."""

@@ -14,8 +14,8 @@ from eellm.model.spec import per_exit
 Problems = Iterator[Problem]
 
 
-def a_model_is_named(task: TaskConfig, checkpoint: str | None) -> Problems:
-    if task.name == "tune" and checkpoint is None:
+def a_model_is_named(task: TaskConfig, checkpoint: str | None, resume: str | None) -> Problems:
+    if task.name == "tune" and checkpoint is None and resume in (None, "auto"):
         fix = "checkpoint=<run directory>, or checkpoint=reference"
         yield Problem("checkpoint", None, "task=tune tunes exits of a trained model", fix)
 
