@@ -281,6 +281,11 @@ class TuningConfig(Node):
     evaluate: bool
     """Evaluate the whole model, every exit beside the final head, before and after; needs room for all its layers."""
     distillation: DistillationConfig
+    hidden_cache: str | None
+    """Folder that keeps hidden states at exits, for further runs on the same model, text and seed with other heads; null = none.
+    Takes s x h x 2 bytes per sample and exit with bf16."""
+    hidden_cache_dtype: Literal["bf16", "fp32"]
+    """How they are kept; in the type of `precision`, tuning from them is the same to the bit."""
 
     @property
     def runs_whole_model(self) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from eellm.config.paths import expanded
+from eellm.data.cache import cache_key
 from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
+from eellm.engine.hidden_cache import HiddenStates
 from eellm.engine.protocol import TrainingEngine
 from eellm.engine.tuning import Distillation, TuningEngine
 from eellm.mcore.data_parallel import ReductionOptions
@@ -28,7 +31,25 @@ class TuningModule(EarlyExitModule):
     def _build_engine(self) -> TrainingEngine:
         options, wanted = ObjectiveOptions(chunk=self.run_config.trainer.loss_chunk), self.run_config.tuning.distillation
         distillation = Distillation(wanted.weight, wanted.temperature) if wanted.weight > 0 else None
-        return TuningEngine(self.chunks, options, distillation)
+        engine = TuningEngine(self.chunks, options, distillation)
+        engine.hidden_states = self._hidden_states()
+        return engine
+
+    def _hidden_states(self) -> HiddenStates | None:
+        """Those of the samples that the run will have read when it is done, in a folder for what they depend on."""
+        config, layout = self.run_config, self.groups.layout
+        if config.tuning.hidden_cache is None:
+            return None
+        read = (config.checkpoint, self.corpus.fingerprint, config.data.sequence_length, config.data.document_boundaries)
+        key = cache_key(*read, config.seed, config.precision.dtype, config.tuning.hidden_cache_dtype, layout.sequence_parallel)
+        length = config.data.sequence_length // (layout.tp if layout.sequence_parallel else 1)
+        return HiddenStates(
+            expanded(config.tuning.hidden_cache) / key,
+            config.tuning.hidden_cache_dtype,
+            config.trainer.max_steps * config.data.global_batch_size,
+            (length, self.spec.hidden_size),
+            self.groups,
+        )
 
     def _build_optimizer(self) -> MegatronOptimizer:
         optimizer = self.run_config.optimizer.model_copy(update={"overlap_grad_reduce": False, "overlap_param_gather": False})

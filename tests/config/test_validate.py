@@ -289,6 +289,7 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     ([*TUNE, "data.split=[1.0,0.0]", "trainer.val_every=0"], {"data.split"}),
     (["task=benchmark", "benchmark=tuning", "exits.head=embedding"], {"exits.head"}),
     (["task=benchmark", "benchmark=tuning", "parallel=pp4", "exits.layers=[2]"], {"parallel.pp"}),
+    ([*TUNE, "tuning=distillation", "tuning.hidden_cache=states"], {"tuning.hidden_cache"}),
     ([TRAIN, "tuning.evaluate=false"], {"tuning.evaluate"}),
     # resuming
     (["task=tune", "resume=RUN"], {"task"}),

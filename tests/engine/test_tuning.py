@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from eellm.model.spec import ExitSpec
 from tests import workers
 from tests.engine.layouts import Case, assemble, global_batch, tiny_spec
 from tests.engine.matrix import relative
-from tests.engine.tuning import only, tuned, tuning_steps
+from tests.engine.tuning import only, steps_from_kept_states, tuned, tuning_steps
 from tests.reference import Reference
 
 HEADS = (ExitSpec(1, "embedding", False), ExitSpec(2, "mlp", temperature=1.5), ExitSpec(3, "block"), ExitSpec(4, "norm", False))
@@ -69,6 +70,28 @@ def test_gradients_are_those_of_autograd(name: str) -> None:
         assert all(relative(copy, exits[key].grad) < tolerance for copy in copies), key
     norm = torch.stack([tensor.grad.norm() for tensor in exits.values()]).norm()
     assert all(relative(result["grad_norm"], norm) < tolerance for result in results)
+
+
+KEPT = {
+    "pp1": Case(tuned(deep), documents=True),
+    "pp2_dp2": Case(tuned(lonely), {"pp": 2, "dp": 2}),
+    "tp2_sp": Case(tuned(deep), {"tp": 2, "sequence_parallel": True}),
+}
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", KEPT)
+def test_tuning_from_kept_hidden_states(name: str, dtype: str, tmp_path: Path) -> None:
+    """To the bit where they are kept as they are; else within bf16's rounding, and never through the layers again."""
+    case = KEPT[name]
+    results = workers.run(case.parallel.world_size, steps_from_kept_states, case, str(tmp_path), dtype)
+    passing, kept = (assemble(results, "gradient", which) for which in ("passing", "kept"))
+    for key, copies in passing.items():
+        for one, other in zip(copies, kept[key], strict=True):
+            assert torch.equal(one, other) if dtype == "fp32" else 0 < relative(other, one) < 2e-2, key
+    for result in results:
+        assert result["kept_losses"] == pytest.approx(result["passing_losses"], rel=1e-7 if dtype == "fp32" else 1e-2)
 
 
 DISTILLED = {"single": {}, "tp2_sequence_parallel": {"tp": 2, "sequence_parallel": True}, "dp2": {"dp": 2}}

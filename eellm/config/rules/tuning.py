@@ -77,10 +77,17 @@ def exits_see_the_final_head(task: TaskConfig, parallel: ParallelConfig, tuning:
         yield Problem("tuning.distillation.weight", weight, reason, "parallel.pp=1 (with parallel.tp, parallel.dp), or weight 0")
 
 
+def hidden_states_suffice(task: TaskConfig, tuning: TuningConfig) -> Problems:
+    if task.name == "tune" and tuning.hidden_cache is not None and tuning.runs_whole_model:
+        reason = "hidden states at exits do not say what the final head does (tuning.distillation.weight > 0)"
+        yield Problem("tuning.hidden_cache", tuning.hidden_cache, reason, "null, or tuning.distillation.weight=0")
+
+
 RULES: list[Callable[..., Problems]] = [
     a_model_is_named,
     there_are_exits_to_tune,
     exits_have_something_to_learn,
     layers_that_run_fill_the_stages,
     exits_see_the_final_head,
+    hidden_states_suffice,
 ]
