@@ -425,8 +425,12 @@ class ServeConfig(Node):
     """Sequences that may wait for a slot; with more, requests are refused (429)."""
     max_body_bytes: Count
     """Size of a request."""
+    max_connections: Count
+    """Open connections of one client address; those beyond are closed at once. Behind a proxy all clients have the proxy's."""
     max_prompt_tokens: Count | None
     """Tokens of a prompt; null = what the model's positions leave room for."""
+    prefill_chunk: Count
+    """Tokens of prompts that one step takes beside the next tokens of other sequences; longer prompts take several steps."""
     max_new_tokens: Count
     """Tokens that a request may ask for; decoding.max_new_tokens is what it gets when it does not say."""
     max_choices: Count

@@ -106,6 +106,11 @@ class Continuation:
         self._queue = queue
 
     @property
+    def entered(self) -> bool:
+        """The whole prompt has entered the model."""
+        return len(self.queue) >= len(self.prompt)
+
+    @property
     def max_tokens(self) -> int:
         """Tokens that enter the model at most; the last one never does."""
         return len(self.prompt) + self.request.max_new_tokens - 1

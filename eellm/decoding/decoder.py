@@ -33,7 +33,8 @@ class DecoderOptions:
     """`max_pending`: tokens that may wait at exits before one must pass all layers; 0 = never exit, None = no bound.
 
     `draft_length`: tokens that exits draft before the full model verifies them. `max_batch` sequences run at a time, each
-    of at most `max_tokens`, prompt included; None: as many as the requests at hand ask for. On several stages the mode is
+    of at most `max_tokens`, prompt included; None: as many as the requests at hand ask for. `prefill_chunk`: tokens of prompts
+    that one step takes, so that a long prompt does not hold up the other sequences; None: all. On several stages the mode is
     `pipeline`, or `full`: the same without exits. `compile`: see `eellm.decoding.model.compiled_steps`.
     """
 
@@ -43,6 +44,7 @@ class DecoderOptions:
     max_batch: int = 1
     max_tokens: int | None = None
     compile: bool = False
+    prefill_chunk: int | None = None
 
     @classmethod
     def of(cls, config: DecodingConfig) -> DecoderOptions:
@@ -101,18 +103,21 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> Emitted:
-        """Next tokens of the sequences that there is room for; none when all are over.
+        """Next tokens of the sequences that there is room for; none when all are over, or while prompts pass in chunks.
 
-        With the whole model on one stage every sequence gets one or more, over several stages those whose tokens have come.
-        A sequence's first token is the final head's.
+        With the whole model on one stage every sequence whose prompt has passed gets one or more, over several stages those
+        whose tokens have come. A sequence's first token is the final head's.
         """
         self.running = [sequence for sequence in self.running if sequence.end is None]
-        veterans, emitted = list(self.running), []
-        newcomers = self._admit()
-        if newcomers:
+        veterans, emitted = [sequence for sequence in self.running if sequence.entered], []
+        self._admit()
+        prompts = [sequence for sequence in self.running if not sequence.entered]
+        if prompts:
             self.runner.counters = self.prefill
-            emitted += self.mode.prefill(newcomers)
-        if veterans or (newcomers and not emitted):
+            ends = _chunks(prompts, self.options.prefill_chunk)
+            emitted += self.mode.prefill(list(ends), list(ends.values()))
+        on_their_way = any(sequence.entered for sequence in prompts) and not emitted
+        if veterans or on_their_way:
             self.runner.counters = self.steps
             emitted += self.mode.advance(veterans)
         first = sum(token is sequence.tokens[0] for sequence, token in emitted)
@@ -154,18 +159,15 @@ class Decoder:
         assert set(policy.active) <= set(self.policy.active), "the model is cut at the decoder's exits"
         return policy
 
-    def _admit(self) -> list[Continuation]:
+    def _admit(self) -> None:
         """Give free slots to the requests that have waited longest."""
         if not self.running and self._waiting:
             self._make_room()
-        newcomers = []
         free = sorted(set(range(self.options.max_batch)) - {sequence.queue.slot for sequence in self.running})
         while free and self._waiting and self._kv is not None and self._waiting[0].max_tokens <= self._kv.shape.max_tokens:
             sequence = self._waiting.popleft()
             sequence.queue = SegmentQueue(self.model, self._kv, free.pop(0))
-            newcomers.append(sequence)
-        self.running += newcomers
-        return newcomers
+            self.running.append(sequence)
 
     def _make_room(self) -> None:
         """A cache for the requests that wait, unless there is one."""
@@ -188,6 +190,17 @@ class Decoder:
             problem = Problem("decoding.max_tokens", self.options.max_tokens, asked, f"decoding.max_tokens={tokens} or more")
         if problem is not None:
             raise ConfigError([problem])
+
+
+def _chunks(prompts: Sequence[Continuation], budget: int | None) -> dict[Continuation, int]:
+    """Which prompts go on now, up to which token: `budget` tokens in equal shares, what is left over to the oldest."""
+    if budget is None:
+        return {sequence: len(sequence.prompt) for sequence in prompts}
+    left = [len(sequence.prompt) - len(sequence.queue) for sequence in prompts]
+    taken = [min(tokens, budget // len(prompts)) for tokens in left]
+    for number, tokens in enumerate(left):
+        taken[number] += min(tokens - taken[number], budget - sum(taken))
+    return {sequence: len(sequence.queue) + tokens for sequence, tokens in zip(prompts, taken, strict=True) if tokens}
 
 
 def effective_policy(policy: Policy, options: DecoderOptions, spec: ModelSpec) -> Policy:

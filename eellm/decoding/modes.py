@@ -22,8 +22,9 @@ Emitted = list[tuple[Continuation, Token]]
 class Mode(Protocol):
     runner: SegmentRunner
 
-    def prefill(self, sequences: Sequence[Continuation]) -> Emitted:
-        """Take prompts through all layers and blocks. The final head says the first tokens, here or in a later `advance`."""
+    def prefill(self, sequences: Sequence[Continuation], ends: Sequence[int]) -> Emitted:
+        """Take prompts, each up to its token `end`, through all layers and blocks. Of those that are whole then the final head
+        says the first tokens, here or in a later `advance`."""
         ...
 
     def advance(self, sequences: Sequence[Continuation]) -> Emitted:
@@ -45,14 +46,17 @@ class WholeModel:
     def __init__(self, runner: SegmentRunner):
         self.runner = runner
 
-    def prefill(self, sequences: Sequence[Continuation]) -> Emitted:
+    def prefill(self, sequences: Sequence[Continuation], ends: Sequence[int]) -> Emitted:
         runner, queues = self.runner, [sequence.queue for sequence in sequences]
-        runner.push(queues, [sequence.ids for sequence in sequences])
+        runner.push(queues, [sequence.ids[:end] for sequence, end in zip(sequences, ends, strict=True)])
         for index in range(len(runner.model.segments)):
             runner.advance(queues, index)
         runner.fill_blocks(queues)
-        reading = runner.read_final(queues)
-        return [(sequence, sequence.emit_from(reading.at(row))) for row, sequence in enumerate(sequences)]
+        whole = [sequence for sequence in sequences if sequence.entered]
+        if not whole:
+            return []
+        reading = runner.read_final([sequence.queue for sequence in whole])
+        return [(sequence, sequence.emit_from(reading.at(row))) for row, sequence in enumerate(whole)]
 
     def drain(self, sequences: Sequence[Continuation]) -> None:
         self.runner.drain([sequence.queue for sequence in sequences])

@@ -11,10 +11,11 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
+from eellm import __version__
 from eellm.serving.access_log import AccessLog, Entry
 from eellm.serving.answers import Form
 from eellm.serving.engine import Engine
-from eellm.serving.errors import ApiError, wrong
+from eellm.serving.errors import ERRORS, ApiError, wrong
 from eellm.serving.gate import Gate
 from eellm.serving.generating import ClientLeft, Exchange, Mailbox
 from eellm.serving.offer import Offer
@@ -22,10 +23,12 @@ from eellm.serving.schema import ChatRequest, CompletionRequest, path_of
 
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
+_OR_STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
 
 def build_app(engine: Engine, offer: Offer, log: AccessLog, api_key: str | None) -> Gate:
     """The ASGI application."""
-    app = FastAPI(title="eellm", docs_url=None, redoc_url=None)
+    app = FastAPI(title="eellm", version=__version__, docs_url=None, redoc_url=None, responses=ERRORS)
     page = (resources.files("eellm.serving") / "page.html").read_text(encoding="utf-8")
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -52,11 +55,11 @@ def build_app(engine: Engine, offer: Offer, log: AccessLog, api_key: str | None)
             raise ApiError(404, f"There is no model {name[:100]!r}, only {offer.name!r}.", "model", "model_not_found")
         return offer.model_card()
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=_OR_STREAMED)
     async def completions(asked: CompletionRequest, http: Request) -> Response:
         return await _answer(engine, offer, asked, http)
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=_OR_STREAMED)
     async def chat_completions(asked: ChatRequest, http: Request) -> Response:
         return await _answer(engine, offer, asked, http)
 

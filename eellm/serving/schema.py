@@ -25,7 +25,15 @@ def _is_text(value: str) -> str:
 
 Text = Annotated[str, AfterValidator(_is_text)]
 SomeText = Annotated[Text, StringConstraints(min_length=1)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+def _as_integer(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_as_integer)
+"""Of an integer: JSON has numbers only, and 2.0 is one there. It stands last, or bounds would be missing in the document."""
+TokenIds = Annotated[list[Annotated[int, Field(ge=0), Whole]], Field(min_length=1)]
 MAX_STOPS = 16
 
 
@@ -57,18 +65,18 @@ class Generation(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     model: Text | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1), Whole] | None = None
     """Tokens to generate; null = the server's default."""
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1), Whole] | None = None
     """Continuations of each prompt; the second one draws with seed + 1, and so on."""
     stop: SomeText | Annotated[list[SomeText], Field(max_length=MAX_STOPS)] | None = None
     """Texts that end a continuation; they are not part of it."""
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), Whole] | None = None
     """Of the draws; null = a random one."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     """0 = greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0), Whole] | None = None
     """Sample from the k most probable tokens; 0 = all."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -76,7 +84,7 @@ class Generation(BaseModel):
     """How tokens leave early; null = the server's default."""
     exit_threshold: float | Annotated[list[float], Field(min_length=1)] | None = None
     """For all exits or one per exit that may be taken; null = the server's."""
-    exit_layers: Annotated[list[int], Field(min_length=1)] | None = None
+    exit_layers: Annotated[list[Annotated[int, Whole]], Field(min_length=1)] | None = None
     """Layers of the exits that may be taken; null = all that the server evaluates."""
     user: Text | None = None
     """Accepted and not used."""
@@ -94,7 +102,7 @@ class Generation(BaseModel):
 class CompletionRequest(Generation):
     prompt: Text | Annotated[list[Text], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
     """A text or token ids, or several of them; an empty text starts a document."""
-    logprobs: Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES), Whole] | None = None
     """Most probable tokens to list at each place."""
     echo: Off = None
     best_of: One = None
@@ -130,10 +138,10 @@ class Message(BaseModel):
 
 class ChatRequest(Generation):
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1), Whole] | None = None
     """OpenAI's newer name of max_tokens."""
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES), Whole] | None = None
     """Most probable tokens to list at each place; needs `logprobs`."""
     tools: Nothing = None
     tool_choice: Annotated[None, _neutral(("none", "auto"))] = None

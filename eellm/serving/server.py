@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -23,11 +26,29 @@ _LAST_WORDS_SECONDS = 5
 
 
 class Protocol(H11Protocol):
-    """Hangs up on who connects and does not come to the end of a request's head."""
+    """Hangs up on who connects and does not come to the end of a request's head, and on clients with too many connections.
+
+    `open_by` counts the connections of each client address.
+    """
+
+    def __init__(self, max_connections: int, open_by: Counter[str], **arguments: Any):
+        super().__init__(**arguments)
+        self._max_connections, self._open_by = max_connections, open_by
+        self._address = ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._address = self.client[0] if self.client else "unknown"
+        self._open_by[self._address] += 1
+        if self._open_by[self._address] > self._max_connections:
+            transport.abort()
         self._expect_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._open_by[self._address] -= 1
+        if not self._open_by[self._address]:
+            del self._open_by[self._address]
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -65,14 +86,15 @@ def address_of(listener: socket.socket) -> str:
 
 
 @contextmanager
-def answering(app: App, listener: socket.socket) -> Iterator[None]:
+def answering(app: App, listener: socket.socket, max_connections: int) -> Iterator[None]:
     """Answer requests inside; afterwards let those that are complete reach their clients."""
+    protocol: Any = partial(Protocol, max_connections, Counter())
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         lifespan="off",
-        http=Protocol,
+        http=protocol,
         ws="none",
         server_header=False,
         timeout_graceful_shutdown=_LAST_WORDS_SECONDS,

@@ -69,7 +69,8 @@ def serve(
     config = context.config
     ranks = Ranks(groups, config.serve.rank_timeout)
     policy = build_policy(calibrated(config.exit_policy), stage.spec)
-    common = replace(DecoderOptions.of(config.decoding), max_tokens=context_of(config, stage.spec))
+    common = DecoderOptions.of(config.decoding)
+    common = replace(common, max_tokens=context_of(config, stage.spec), prefill_chunk=config.serve.prefill_chunk)
     options = {mode: replace(common, mode=mode) for mode in decoders_of(config)}
     if groups.pp_rank > 0:
         for option in options.values():  # one: over stages all modes share a decoder
@@ -102,7 +103,8 @@ def _answer(
     key_file = context.config.serve.api_key_file
     api_key = None if key_file is None else expanded(key_file).read_text(encoding="utf-8").split("\n")[0].strip()
     log = AccessLog(context.run_dir / "access.jsonl")
-    with closing(log), answering(build_app(engine, offer, log, api_key), listener):
+    app = build_app(engine, offer, log, api_key)
+    with closing(log), answering(app, listener, context.config.serve.max_connections):
         print_address(address_of(listener), offer.name, context.run_dir)
         engine.serve(asked_to_end)
     tokens = engine.statistics.total_tokens

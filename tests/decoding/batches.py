@@ -56,7 +56,7 @@ def serve(stage: Stage, batch: Batch) -> Served:
             if place not in sequences and arrivals[place] <= number:
                 sequences[place] = decoder.submit(prompt, request)
         emitted = decoder.step()
-        assert {id(sequence) for sequence, _ in emitted} == {id(sequence) for sequence in decoder.running}
+        assert {id(sequence) for sequence, _ in emitted} == {id(sequence) for sequence in decoder.running if sequence.entered}
         most, number = max(most, len(decoder.running)), number + 1
     ordered = [sequences[place] for place in range(len(batch.requests))]
     return Served([sequence.tokens for sequence in ordered], [sequence.end for sequence in ordered], most, decoder.steps)

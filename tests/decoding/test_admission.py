@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -40,12 +41,12 @@ def test_each_request_is_served_as_if_alone(mode: str, count: int) -> None:
     arrivals = [random.Random(number).randrange(count) for number in range(count)]
     chosen = policy(spec_, "max_probability", (0.7, 0.4, 0.3), least=1)
     together = Batch(spec_, chosen, MODES[mode], requests, arrivals)
-    jobs = [together.of(max_batch=7), together.of(max_batch=1, max_tokens=None)]
-    batch, alone = workers.run(1, decode_batches, jobs)[0]
-    assert (batch.most, alone.most) == (7, 1)
-    assert batch.ends == alone.ends
+    jobs = [together.of(max_batch=7), together.of(max_batch=7, prefill_chunk=5), together.of(max_batch=1, max_tokens=None)]
+    batch, chunked, alone = workers.run(1, decode_batches, jobs)[0]
+    assert (batch.most, chunked.most, alone.most) == (7, 7, 1)
+    assert batch.ends == chunked.ends == alone.ends
     assert {"eos", "length"} <= set(batch.ends)
-    for own, exact in zip(batch.tokens, alone.tokens, strict=True):
+    for own, exact in zip([*batch.tokens, *chunked.tokens], [*alone.tokens, *alone.tokens], strict=True):
         assert [(token.id, token.head, token.drafted_by) for token in own] == [
             (token.id, token.head, token.drafted_by) for token in exact
         ]
@@ -99,7 +100,8 @@ def accounts(rank: int, spec_: ModelSpec, seed: int) -> tuple[int, int]:
     draw, stage = random.Random(seed), build(spec_)
     thresholds = tuple(draw.uniform(0.1, 0.8) for _ in spec_.exits)
     chosen = policy(spec_, "max_probability", thresholds, least=draw.randrange(3))
-    decoder = Decoder(stage, chosen, DecoderOptions("catch_up", draw.choice([None, 2, 5]), max_batch=draw.randint(2, 4)))
+    options = DecoderOptions("catch_up", draw.choice([None, 2, 5]), max_batch=draw.randint(2, 4))
+    decoder = Decoder(stage, chosen, replace(options, prefill_chunk=(None, 1, 4)[seed % 3]))
     sequences, most = [], 0
     seen: dict[tuple[str, Continuation], list[int]] = {}
 
@@ -118,8 +120,9 @@ def accounts(rank: int, spec_: ModelSpec, seed: int) -> tuple[int, int]:
                 waiting = 0
                 for segment, boundary in zip(decoder.model.segments, sequence.queue.before, strict=True):
                     waiting += boundary.waiting
+                    last = len(sequence.ids) - 1 if sequence.entered else len(sequence.queue)
                     for layer in segment.layers:
-                        assert seen[layer.name, sequence] == list(range(len(sequence.ids) - 1 - waiting)), layer.name
+                        assert seen.get((layer.name, sequence), []) == list(range(last - waiting)), layer.name
                 most = max(most, waiting)
     return most, len({sequence for _, sequence in seen})
 
@@ -129,6 +132,31 @@ def test_no_state_is_lost_or_passes_twice() -> None:
     found = [workers.run(1, accounts, spec_, seed)[0] for seed in range(8)]
     assert {sequences for _, sequences in found} == {12}
     assert sorted(most for most, _ in found)[2] >= 2, "little was pending"
+
+
+def served_beside_a_long_prompt(rank: int, spec_: ModelSpec, chunk: int | None) -> tuple[list[int], list[int]]:
+    """Rows that each step takes through the first layer after a long prompt has come, and which of its two sequences speak."""
+    stage, rows, spoke = build(spec_), [0], []
+
+    def count(layer: LeanLayer, context: DecodingContext) -> None:
+        rows[-1] += sum(len(span.positions) for span in context.kv.spans) if layer.name == "1" else 0
+
+    options = DecoderOptions("catch_up", max_batch=2, max_tokens=60, prefill_chunk=chunk)
+    decoder = Decoder(stage, policy(spec_, "max_probability", (0.4, 0.4, 0.4)), options)
+    short = decoder.submit((1, 2), Request(20))
+    decoder.step()
+    decoder.submit(tuple(range(31)), Request(3))
+    with watching(count):
+        for _ in range(6):
+            spoke.append(sum(1 << (sequence is not short) for sequence, _ in decoder.step()))
+            rows.append(0)
+    return rows[:-1], spoke
+
+
+def test_a_long_prompt_passes_beside_the_tokens_of_others() -> None:
+    """31 tokens at once, or in chunks of 8, the other sequence getting a token in every step."""
+    assert workers.run(1, served_beside_a_long_prompt, spec(), None)[0] == ([32, 2, 2, 1, 1, 1], [3, 3, 3, 1, 1, 1])
+    assert workers.run(1, served_beside_a_long_prompt, spec(), 8)[0] == ([9, 9, 9, 8, 2, 2], [1, 1, 1, 3, 3, 3])
 
 
 def test_recomputing_passes_early_layers_again() -> None:

@@ -53,6 +53,7 @@ def works(spec_: ModelSpec, eos: dict[int, int]) -> list[Work]:
     found = [
         Work(falling, at_once, replace(PIPELINED, max_batch=5)),
         Work(replace(falling, min_new_tokens=2), stream, replace(PIPELINED, max_batch=3), [0, 0, 0, 1, 2, 2, 9, 30]),
+        Work(falling, stream, replace(PIPELINED, max_batch=3, prefill_chunk=4), [0, 0, 0, 1, 2, 2, 9, 30]),
         Work(policy(spec_, "patience", 2.0), at_once[:2]),
         Work(never_exit(spec_), at_once[:3], replace(PIPELINED, mode="full", max_batch=2)),
     ]

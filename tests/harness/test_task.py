@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from eellm.metrics.names import describe
-from eellm.metrics.tables import read_table
+from eellm.metrics.tables import TableRow, read_table
 from tests.harness.local_tasks import GROUP, NAMES, QUESTIONS, TEXTS, write_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,3 +97,21 @@ def test_the_run_shows_and_records_what_it_found(finished: tuple[Path, str]) -> 
     assert "Tasks of lm-evaluation-harness" in printed
     assert (run / "figures" / "lm_eval.png").stat().st_size > 10_000
     assert "py_write" in (run / "report.html").read_text()
+
+
+@pytest.mark.dist
+def test_a_run_over_pipeline_stages_scores_as_one_rank_does(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """Its main rank holds the whole model for it."""
+    run_py(
+        tmp_path / "run",
+        *("parallel=pp2", "evaluation.tasks=[py_choice]", f"evaluation.include_path={finished[0].parent / 'tasks'}"),
+        *("evaluation.thresholds=[0.3]", "evaluation.decodings=[catch_up]", "decoding.max_new_tokens=8"),
+    )
+    alone = {key(row): row["score"] for row in read_table(finished[0] / "lm_eval.csv")}
+    rows = read_table(tmp_path / "run" / "lm_eval.csv")
+    assert [row["decoding"] for row in rows] == ["full", "catch_up"]
+    assert all(row["score"] == alone[key(row)] for row in rows)
+
+
+def key(row: TableRow) -> tuple[object, ...]:
+    return row["decoding"], row["threshold"], row["task"], row["metric"]

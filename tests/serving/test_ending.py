@@ -70,18 +70,20 @@ def test_a_signal_lets_what_runs_finish_and_refuses_the_rest(tmp_path: Path) -> 
 
 
 @pytest.mark.dist
-def test_a_rank_that_dies_ends_the_service(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with started(run, "parallel=tp2", "parallel.sequence_parallel=false", "serve.decodings=[catch_up]") as (process, url):
+@pytest.mark.parametrize(("how", "said"), [(signal.SIGKILL, "killed by SIGKILL"), (signal.SIGSTOP, "Timed out")])
+def test_a_rank_that_dies_or_stands_still_ends_the_service(how: signal.Signals, said: str, tmp_path: Path) -> None:
+    run, layout = tmp_path / "run", ("parallel=tp2", "parallel.sequence_parallel=false")
+    with started(run, *layout, "serve.decodings=[catch_up]", "serve.rank_timeout=15") as (process, url):
         body = {"prompt": PROMPTS[1], "max_tokens": 8}
         assert httpx.post(url + "/v1/completions", json=body, timeout=60).status_code == 200
         ranks = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
         assert len(ranks) == 2
         port = int(url.rpartition(":")[2])
         (victim,) = (rank for rank in ranks if port not in {end.laddr.port for end in rank.net_connections("tcp")})
-        os.kill(victim.pid, signal.SIGKILL)
-        assert process.wait(25) == 1
-        assert "killed by SIGKILL" in process.stderr.read()
+        os.kill(victim.pid, how)
+        assert process.wait(40) == 1
+        assert said in process.stderr.read()
+        assert not victim.is_running()
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
 
 

@@ -45,9 +45,9 @@ def test_two_ranks_answer_as_one(layout: str, model: Loaded, tmp_path: Path) -> 
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_silent_rank_ends_the_service(layout: str, tmp_path: Path) -> None:
-    overrides = [*LAYOUTS[layout], "serve.rank_timeout=4"]
+def test_a_silent_stage_ends_the_service(tmp_path: Path) -> None:
+    """Of tensor-parallel ranks, one that stands still is among `test_ending`'s."""
+    overrides = [*LAYOUTS["pp2"], "serve.rank_timeout=4"]
     kind, status, seconds = workers.run(2, failure_of_a_silent_rank, overrides, tmp_path, 9.0)[0]
     assert kind, "the service has failed"
     assert status == 500, "and has said so to who waited"

@@ -48,6 +48,25 @@ def test_each_answer_is_as_alone(served: Service, model: Loaded) -> None:
     assert "eellm_time_to_first_token_seconds_bucket" in figures
 
 
+def test_a_client_has_so_many_connections(model: Loaded, tmp_path: Path) -> None:
+    with service(model, tmp_path / "run", "serve.max_connections=3", "serve.decodings=[catch_up]") as running:
+        idle = [connection(running) for _ in range(2)]
+        assert running.post(prompt="x", max_tokens=2).status_code == 200
+        idle.append(connection(running))
+        beyond = connection(running)
+        assert beyond.recv(1) == b"", "closed at once"
+        for one in idle:
+            one.close()
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                assert running.post(prompt="x", max_tokens=2).status_code == 200
+                break
+            except httpx.TransportError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+
 def test_a_full_queue_refuses_and_says_when_to_come_again(model: Loaded, tmp_path: Path) -> None:
     limits = ("decoding.max_batch=1", "serve.max_queue=2", "serve.max_choices=3", "serve.decodings=[catch_up]")
     with service(model, tmp_path / "run", *limits) as running, ThreadPoolExecutor(3) as pool:

@@ -54,7 +54,8 @@ class Follower:
         spans = [passenger.span for passenger in message.passengers]
         kv = self._cache(message.max_tokens)
         if message.kind == Kind.prefill:
-            self._queues |= {span.slot: SegmentQueue(self.runner.model, kv, span.slot) for span in spans}
+            beginning = [span.slot for span in spans if span.start == 0]
+            self._queues |= {slot: SegmentQueue(self.runner.model, kv, slot) for slot in beginning}
         queues = [self._queues[span.slot] for span in spans]
         for queue, rows in zip(queues, message.hidden.split([span.count for span in spans]), strict=True):
             queue.before[0].put(rows)

@@ -53,15 +53,16 @@ class Pipelined:
         self._clock = 0
         self._flights: list[_Flight] = []
 
-    def prefill(self, sequences: Sequence[Continuation]) -> Emitted:
+    def prefill(self, sequences: Sequence[Continuation], ends: Sequence[int]) -> Emitted:
         """Send prompts off; the final head says their first tokens, when the clock has come to it."""
-        return self._depart(sequences, Kind.prefill)
+        return self._depart(sequences, Kind.prefill, ends)
 
     def advance(self, sequences: Sequence[Continuation]) -> Emitted:
         """The tokens that become known next, of any running sequences; `sequences` may be on their way already."""
         emitted: Emitted = []
         while not emitted:
-            emitted = self._depart(self._ready(sequences), Kind.step) + self._arrivals()
+            ready = self._ready(sequences)
+            emitted = self._depart(ready, Kind.step, [len(sequence.ids) for sequence in ready]) + self._arrivals()
         return emitted
 
     def drain(self, sequences: Sequence[Continuation]) -> None:
@@ -72,7 +73,7 @@ class Pipelined:
     def close(self) -> None:
         """Drain, and let the other stages end. Tokens on their way still reach their sequences."""
         while self._flights:
-            self._depart([], Kind.step)
+            self._depart([], Kind.step, [])
             self._arrivals()
         self.links.send(Message(Kind.end))
         self.links.finish()
@@ -86,26 +87,28 @@ class Pipelined:
         # no exits spread the sequences over the stages: together, they would keep all stages but one waiting
         return ready[: math.ceil(len(sequences) / self.links.num_stages)]
 
-    def _depart(self, sequences: Sequence[Continuation], kind: Kind) -> Emitted:
+    def _depart(self, sequences: Sequence[Continuation], kind: Kind, ends: Sequence[int]) -> Emitted:
         """The first stage's part of the next message, if there is anything to send; what is decided here is emitted."""
         self._clock += 1
         if not sequences:
             return []
         queues = [sequence.queue for sequence in sequences]
-        passengers = [self._passenger(sequence, kind) for sequence in sequences]
-        self.runner.push(queues, [sequence.ids for sequence in sequences])
-        flight = _Flight(self._clock, len(sequences), dict(enumerate(sequences)))
+        passengers = [self._passenger(sequence, kind, end) for sequence, end in zip(sequences, ends, strict=True)]
+        self.runner.push(queues, [sequence.ids[:end] for sequence, end in zip(sequences, ends, strict=True)])
+        undecided = {place: sequence for place, sequence in enumerate(sequences) if passengers[place].state != State.decided}
+        flight = _Flight(self._clock, len(sequences), undecided)
         message = Message(kind, passengers, queues[0].kv.shape.max_tokens)
         emitted = flight.deliver(self._stage.take(message, queues))
         if flight.sequences:
             self._flights.append(flight)
         return emitted
 
-    def _passenger(self, sequence: Continuation, kind: Kind) -> Passenger:
-        start, end = len(sequence.queue), len(sequence.ids)
-        policy, request = sequence.policy, sequence.request
+    def _passenger(self, sequence: Continuation, kind: Kind, end: int) -> Passenger:
+        start, policy, request = len(sequence.queue), sequence.policy, sequence.request
         asks = kind == Kind.step and policy.active and len(sequence.tokens) >= policy.min_new_tokens
         state = State.asks if asks else State.waits
+        if end < len(sequence.ids):  # a part of a prompt: what comes next is no question
+            state = State.decided
         span = Span(sequence.queue.slot, start, end - start)
         return Passenger(span, state, sequence.draw, request.sampling, policy, request.alternatives)
 
