@@ -114,6 +114,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(overrides: list[str], source:
     assert losses(resumed) == losses(whole)
 
 
+def test_a_run_from_kept_hidden_states_is_the_same(source: Path, single: Path, folder: Path) -> None:
+    """The first fills the folder, the second passes no layer; bit for bit, since they are kept as they are."""
+    kept = [f"tuning.hidden_cache={folder / 'states'}", "tuning.hidden_cache_dtype=fp32", "tuning.evaluate=false"]
+    expected = tensors(single)
+    for name in ("filling", "filled"):
+        tuned_on(1, [*EXITS, *kept], source, folder / name)
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in tensors(folder / name).items())
+    (states,) = (folder / "states").iterdir()
+    assert {file.name for file in states.iterdir()} == {f"layer_{n}{what}.bin" for n in (1, 2) for what in ("", "_written")}
+    assert (states / "layer_1.bin").stat().st_size == 6 * 8 * 32 * 32 * 4, "steps, sequences, tokens, channels, bytes"
+
+
 def test_a_tuned_run_is_read_like_any_other(single: Path, folder: Path) -> None:
     """Its exits can be tuned on, and then stand beside those that are new."""
     workers.run(
