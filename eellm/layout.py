@@ -59,5 +59,5 @@ class ParallelLayout:
 
 
 def equal_split(num_layers: int, num_stages: int) -> list[int]:
-    """Layers per virtual stage; the caller has checked that they divide."""
-    return [num_layers // num_stages] * num_stages
+    """Layers per virtual stage; where they do not divide, as equal as possible, the first stages having one more."""
+    return [len(range(stage, num_layers, num_stages)) for stage in range(num_stages)]

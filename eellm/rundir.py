@@ -78,6 +78,11 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def tuning(self) -> Path:
+        """What a run that tunes exits goes on with: exits and their optimizer, no model. Whole ones are among the checkpoints."""
+        return self.path / "tuning"
+
     @classmethod
     def create(cls, wanted: Path, config_yaml: str, overrides: list[str], fingerprint: str) -> RunDirectory:
         """Make the directory of a new run; `_2`, `_3`... behind the name where another run has it already."""
@@ -119,17 +124,36 @@ class RunDirectory:
         """Copy a tokenizer's file into the run, which then needs no other."""
         shutil.copyfile(file, self.path / f"tokenizer{file.suffix}")
 
+    def keep_chat_template(self, source: RunDirectory) -> None:
+        """Copy what lies beside another run's tokenizer and turns messages into text, if anything does."""
+        for name in ("chat_template.jinja", "tokenizer_config.json"):
+            if (source.path / name).is_file():
+                shutil.copyfile(source.path / name, self.path / name)
+
+    def note_backbone(self, content: str) -> None:
+        """Put into status.json the hash of what a run that tunes exits has left as it was."""
+        self._update_status({"backbone": content})
+
     def write_metrics(self, metrics: dict[str, float]) -> None:
         """Write metrics.json: the run's final scalars."""
         write_atomically(self.final_metrics, json.dumps(metrics, indent=2) + "\n")
 
     def steps(self) -> list[Path]:
         """Checkpoint folders, oldest first. A checkpoint has its final name only once it is whole."""
-        folders = self.checkpoints.glob("step_*") if self.checkpoints.is_dir() else []
-        return sorted((folder for folder in folders if _STEP.fullmatch(folder.name)), key=step_of)
+        return steps_in(self.checkpoints)
+
+    def resumable_steps(self) -> list[Path]:
+        """Folders that hold all that the run goes on with, oldest first."""
+        return steps_in(self.tuning if self.tuning.is_dir() else self.checkpoints)
 
     def _update_status(self, facts: dict[str, object]) -> None:
         write_atomically(self.status_file, json.dumps({**self.status(), **facts}, indent=2) + "\n")
+
+
+def steps_in(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, oldest first."""
+    folders = folder.glob("step_*") if folder.is_dir() else []
+    return sorted((path for path in folders if _STEP.fullmatch(path.name)), key=step_of)
 
 
 def locate(given: str) -> tuple[RunDirectory, Path | None]:
@@ -144,7 +168,7 @@ def locate(given: str) -> tuple[RunDirectory, Path | None]:
         raise CheckpointError(f"{given}: {what}. Give a run directory, e.g. outputs/train/default/<time>.")
     step = path if _STEP.fullmatch(path.name) else None
     root = path.parent if step is not None else path
-    run = RunDirectory(root.parent if root.name == "checkpoints" else root)
+    run = RunDirectory(root.parent if root.name in ("checkpoints", "tuning") else root)
     if not run.config.is_file():
         raise CheckpointError(f"{given}: not a run directory: looked for {run.config}, found {listing(run.path)}.")
     steps = run.steps()
@@ -157,13 +181,16 @@ def whole_checkpoint(key: str, given: str) -> tuple[RunDirectory, Path]:
     Raises CheckpointError saying what was looked for and found, and which older checkpoint is whole.
     """
     run, step = locate(given)
+    folder = run.tuning if key == "resume" and run.tuning.is_dir() else run.checkpoints
+    if step is None or step.parent.name != folder.name:
+        step = steps_in(folder)[-1] if steps_in(folder) else None
     if step is None:
-        found = listing(run.checkpoints) if run.checkpoints.is_dir() else "nothing"
-        raise CheckpointError(f"{key}={given}: the run has no checkpoint: looked for {run.checkpoints}/step_*, found {found}.")
+        found = listing(folder) if folder.is_dir() else "nothing"
+        raise CheckpointError(f"{key}={given}: the run has no checkpoint: looked for {folder}/step_*, found {found}.")
     wrong = fault(step)
     if wrong is None:
         return run, step
-    older = [other for other in run.steps() if step_of(other) < step_of(step) and fault(other) is None]
+    older = [other for other in steps_in(folder) if step_of(other) < step_of(step) and fault(other) is None]
     fix = f" The newest whole checkpoint before it: {key}={older[-1]}" if older else " No older checkpoint is whole."
     raise CheckpointError(f"{key}={given}: {wrong}.{fix}")
 
@@ -179,7 +206,7 @@ def unfinished(siblings: Path, fingerprint: str) -> tuple[RunDirectory | None, s
             passed["of other values"] += 1
         elif status.get("state") == "done":
             passed["done"] += 1
-        elif not run.steps():
+        elif not run.resumable_steps():
             passed["without a checkpoint"] += 1
         else:
             resumable.append(run)

@@ -27,14 +27,18 @@ def same_environment() -> Iterator[None]:
 @pytest.fixture
 def saved_run(tmp_path: Path) -> Path:
     """A run directory as training leaves it, as far as configs are concerned: exits after 1 and 3 of 4 layers."""
-    run = tmp_path / "outputs" / "train" / "default" / "2026-01-31_12-00-00"
+    overrides = ("model.num_layers=4", "exits.layers=[1,3]", "data.sequence_length=64", "tokenizer.vocab_size=512")
+    return save_run(tmp_path / "outputs" / "train" / "default" / "2026-01-31_12-00-00", *overrides)
+
+
+def save_run(run: Path, *overrides: str) -> Path:
+    """As `saved_run`, of any model."""
     (run / "checkpoints" / "step_0000002").mkdir(parents=True)
     write_manifest(run / "checkpoints" / "step_0000002")
-    (run / "config.yaml").write_text(_saved_yaml())
+    (run / "config.yaml").write_text(_saved_yaml(*overrides))
     return run
 
 
 @cache
-def _saved_yaml() -> str:
-    overrides = ["task=train", "model.num_layers=4", "exits.layers=[1,3]", "data.sequence_length=64", "tokenizer.vocab_size=512"]
-    return to_yaml(compose(overrides))
+def _saved_yaml(*overrides: str) -> str:
+    return to_yaml(compose(["task=train", *overrides]))

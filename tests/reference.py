@@ -121,12 +121,13 @@ class Reference:
         if self.spec.position == "learned":
             x = x + self.parameters["embedding.positions.weight"][batch.positions]
         logits = {}
-        for number in range(1, self.spec.num_layers + 1):
+        for number in range(1, (self.spec.depth or self.spec.num_layers) + 1):
             x = self.layer(x, f"layers.{number}", batch)
             for exit_ in self.spec.exits:
                 if exit_.layer == number:
                     logits[exit_.name] = self.head(x, exit_.name, batch)
-        logits["final"] = self.head(x, "final", batch)
+        if self.spec.has_final_head:
+            logits["final"] = self.head(x, "final", batch)
         return logits
 
     def losses(self, batch: GlobalBatch, weights: HeadWeights) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

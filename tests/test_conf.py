@@ -11,7 +11,9 @@ from hydra import initialize_config_dir
 from eellm.config.compose import compose
 from eellm.config.schema import Config
 from eellm.model.spec import build_layout, build_spec, plan_stages
+from eellm.tasks.session import Plan
 from tests.conf_files import CONF, RUN, OptionFile, flattened, option_files, overrides_of
+from tests.conftest import save_run
 
 FILES = option_files()
 OPTIONS = [file for file in FILES if file.group and not file.group.startswith("hydra")]
@@ -32,6 +34,7 @@ GROUPS = {
     ),
     *(
         "trainer",
+        "tuning",
         "evaluation",
         "calibration",
         "decoding",
@@ -52,6 +55,22 @@ GROUPS = {
 }
 
 
+SMOLLM2 = {
+    "model.num_layers": 30,
+    "model.hidden_size": 576,
+    "model.num_attention_heads": 9,
+    "model.num_query_groups": 3,
+    "model.ffn_hidden_size": 1536,
+    "model.vocab_size": 49152,
+}
+CONVERTED = {
+    "llama2_13b": ("model=llama2_13b",),
+    "llama2_70b": ("model=llama2_70b",),
+    "smollm2": tuple(f"{key}={value}" for key, value in SMOLLM2.items()),
+}
+"""Models that experiments start from, by the folder that their commands name."""
+
+
 def named(file: OptionFile) -> str:
     return file.name
 
@@ -59,11 +78,20 @@ def named(file: OptionFile) -> str:
 def runnable(overrides: list[str], run: Path, files: Path) -> list[str]:
     """The overrides with paths that exist in place of those of the example."""
     (files / "corpus.jsonl").write_text('{"text": "one"}\n')
+    for name in ("prose.txt", "chats.jsonl"):
+        (files / name).write_text("One.\n")
     (files / "tokenizer.json").write_text("{}")
     for ending in (".bin", ".idx"):
         (files / f"corpus_text_document{ending}").touch()
+    for name, model in CONVERTED.items():
+        if any(f"outputs/convert/{name}/<time>" in override for override in overrides):
+            run = save_run(files / name, "exits=none", *model)
+            overrides = [override.replace(f"outputs/convert/{name}/<time>", str(run)) for override in overrides]
     names = {"outputs/train/default/<time>": str(run), "=README.md": f"={CONF.parent / 'conf' / 'config.yaml'}"}
-    names |= {f"={name}": f"={files / name}" for name in ("corpus.jsonl", "tokenizer.json", "corpus_text_document")}
+    names |= {
+        f"={name}": f"={files / name}"
+        for name in ("corpus.jsonl", "chats.jsonl", "prose.txt", "tokenizer.json", "corpus_text_document")
+    }
     for name, path in names.items():
         overrides = [override.replace(name, path) for override in overrides]
     return overrides
@@ -137,6 +165,25 @@ def test_the_published_layouts(experiment: str, stage_exits: list[list[int]], pa
     hidden, embeddings = spec.hidden_size, 1 if spec.tie_embeddings else 2
     count = spec.num_layers * (4 * hidden**2 + 3 * hidden * spec.ffn_hidden_size) + embeddings * hidden * spec.vocab_size
     assert abs(count / parameters - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("experiment", "model", "layers", "exits"),
+    [
+        ("eetuning_llama2_13b_1_exit", "llama2_13b", [3, 3, 2, 2], [[], [], [], [10]]),
+        ("eetuning_llama2_13b_8_exits", "llama2_13b", [10] * 4, [[5, 10], [15, 20], [25, 30], [35, 40]]),
+        ("eetuning_llama2_70b_1_exit", "llama2_70b", [20], [[20]]),
+        ("eetuning_llama2_70b_8_exits", "llama2_70b", [20] * 4, [[10, 20], [30, 40], [50, 60], [70, 80]]),
+    ],
+)
+def test_the_published_tuning(experiment: str, model: str, layers: list[int], exits: list[list[int]], tmp_path: Path) -> None:
+    """What is built of Llama-2: no layer above the deepest exit, and no final head."""
+    run = save_run(tmp_path / model, "exits=none", f"model={model}")
+    config = compose([f"experiment={experiment}", f"checkpoint={run}"])
+    stages = Plan.of_tuning(config, 32000).stages
+    assert [stage.num_layers for stage in stages] == layers
+    assert [[exit_.layer for exit_ in stage.exits] for stage in stages] == exits
+    assert not any(stage.has_final_head for stage in stages)
 
 
 def test_output_directories() -> None:

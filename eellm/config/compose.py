@@ -100,6 +100,8 @@ def fingerprint(config: Config) -> str:
     dump["lr_schedule"]["decay_steps"] = config.lr_schedule.decay_steps or config.trainer.max_steps
     groups = ("seed", "model", "exits", "loss_weights", "data", "tokenizer", "optimizer", "lr_schedule")
     counted = {**{group: dump[group] for group in groups}, "dtype": config.precision.dtype, "overfit": config.debug.overfit}
+    if config.task.name == "tune":
+        counted["tuning"] = dump["tuning"]
     if config.checkpoint is not None:
         counted["checkpoint"] = str(Path(config.checkpoint).expanduser().absolute())
     return hashlib.blake2b(json.dumps(counted, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -22,6 +22,9 @@ FROM_CHECKPOINT_UNLESS_GIVEN = ("exits",)
 READS_A_MODEL = ("evaluate", "calibrate", "generate", "serve")
 """Tasks that need a trained model."""
 
+BEGINS_WITH_A_MODEL = ("train", "tune")
+"""Tasks that change a model, and whose runs can be resumed."""
+
 _ALWAYS = ("task", "experiment", "study", "machine", "hydra", "name", "seed", "device", "objective", "checkpoint", "resume")
 _TRAINING: tuple[str, ...] = (
     *("model", "exits", "loss_weights", "parallel", "schedule", "data", "tokenizer"),
@@ -46,6 +49,10 @@ TASK_READS: dict[str, tuple[str, ...]] = {
         *("trainer.recompute", "trainer.loss_chunk"),
         *("decoding.max_new_tokens", "decoding.max_pending", "decoding.draft_length", "decoding.compile", "exit_policy"),
     ),
+    "tune": (
+        *("exits", "loss_weights", "parallel", "schedule", "data", "optimizer", "lr_schedule", "precision", "trainer", "tuning"),
+        *("evaluation.batches", "evaluation.thresholds", "evaluation.calibration_bins", "logger", "debug"),
+    ),
     "prepare_data": ("prepare", "data", "tokenizer"),
     "serve": ("parallel", "precision", "decoding", "exit_policy", "serve", "logger"),
     "convert": ("convert", "exits", "model.vocab_multiple", "data.cache_dir"),
@@ -56,16 +63,26 @@ _BATCHES = ("split", "sequence_length", "micro_batch_size", "global_batch_size",
 
 _PROMPTS = ("decoding.prompts", "decoding.stop")
 _GENERATION = tuple(f"decoding.{key}" for key in ("stop_at_eos", "max_tokens"))
-_TRAINING_BENCHMARK = (
-    *("model.attention", "loss_weights", "schedule", "trainer", "exits.deferred", "benchmark.in_flight"),
-    *("data.micro_batch_size", "data.global_batch_size"),
+_STEP_BENCHMARKS = (
+    *("model.attention", "loss_weights", "schedule", "trainer.loss_chunk", "data.micro_batch_size", "data.global_batch_size"),
+)
+_TRAINING_BENCHMARK = ("trainer.recompute", "exits.deferred", "benchmark.in_flight")
+_BACKWARD_THROUGH_LAYERS = (
+    *("loss_weights.final", "exits.deferred", "trainer.recompute"),
+    *("optimizer.overlap_grad_reduce", "optimizer.overlap_param_gather"),
 )
 _ON_HELD_OUT_TEXT = ("data", "schedule", *(f"evaluation.{key}" for key in ("batches", "speed_thresholds", "calibration_bins")))
 _ON_TASKS = tuple(f"evaluation.{key}" for key in ("tasks", "include_path", "limit", "num_fewshot", "batch_size", "bootstrap"))
 _DECODING_BENCHMARK = ("decoding", "exit_policy", "benchmark.decodings", "benchmark.thresholds", "benchmark.batches")
 
 READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
-    (tuple(f"data.{key}" for key in _BATCHES), "task.name", ("quickstart", "train", "evaluate", "calibrate", "benchmark")),
+    (
+        tuple(f"data.{key}" for key in _BATCHES),
+        "task.name",
+        ("quickstart", "train", "tune", "evaluate", "calibrate", "benchmark"),
+    ),
+    (_BACKWARD_THROUGH_LAYERS, "task.name", ("quickstart", "train", "benchmark")),
+    (_STEP_BENCHMARKS, "benchmark.name", ("training", "tuning")),
     (_TRAINING_BENCHMARK, "benchmark.name", ("training",)),
     (_DECODING_BENCHMARK, "benchmark.name", ("decoding",)),
     (_ON_HELD_OUT_TEXT, "evaluation.name", ("exits",)),
@@ -77,13 +94,13 @@ READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
     (("tokenizer.path", "tokenizer.end_of_document"), "tokenizer.kind", ("file",)),
     (("tokenizer.vocab_size", "tokenizer.train_megabytes"), "tokenizer.kind", ("byte_bpe",)),
     (("tokenizer.vocab_size", "tokenizer.train_megabytes"), "data.source", ("stdlib", "text", "jsonl", "huggingface")),
-    (("data.path",), "data.source", ("text", "jsonl", "huggingface", "megatron")),
+    (("data.path",), "data.source", ("text", "jsonl", "chats", "huggingface", "megatron")),
     (("data.include_tests",), "data.source", ("stdlib",)),
-    (("data.pattern",), "data.source", ("text", "jsonl")),
-    (("data.text_field",), "data.source", ("jsonl", "huggingface")),
+    (("data.pattern",), "data.source", ("text", "jsonl", "chats")),
+    (("data.text_field",), "data.source", ("jsonl", "chats", "huggingface")),
     (("data.subset", "data.hf_split"), "data.source", ("huggingface",)),
     (("data.weights", "data.validation_path"), "data.source", ("megatron",)),
-    (("data.ramp_up",), "task.name", ("quickstart", "train")),
+    (("data.ramp_up",), "task.name", ("quickstart", "train", "tune")),
     (("precision.initial_loss_scale", "precision.loss_scale_window"), "precision.dtype", ("fp16",)),
     (("lr_schedule.min_ratio", "lr_schedule.decay_steps"), "lr_schedule.kind", ("cosine", "linear", "inverse_sqrt")),
     (("model.rotary_fraction", "model.rotary_base", "model.rotary_scaling"), "model.position", ("rotary",)),
@@ -138,7 +155,7 @@ def unread_overrides(task: str, request: Request) -> Iterator[Problem]:
 
 def groups_from_checkpoint(task: str) -> tuple[str, ...]:
     """Groups that a task that reads a checkpoint takes from it, whatever the command line says."""
-    if task == "train":
+    if task in BEGINS_WITH_A_MODEL:
         return FROM_CHECKPOINT
     return (*FROM_CHECKPOINT, *FROM_CHECKPOINT_UNLESS_GIVEN) if task in (*READS_A_MODEL, "benchmark") else ()
 
@@ -179,6 +196,11 @@ def _chosen(groups: dict[str, Any], choice: str) -> list[str]:
 
 def measures_decoding(task: TaskConfig, benchmark: BenchmarkConfig) -> bool:
     return task.name == "benchmark" and benchmark.name == "decoding"
+
+
+def tunes(task: TaskConfig, benchmark: BenchmarkConfig) -> bool:
+    """Whether exits are trained alone, behind a frozen backbone."""
+    return task.name == "tune" or (task.name == "benchmark" and benchmark.name == "tuning")
 
 
 def typed_value(override: Override) -> str:

@@ -9,8 +9,16 @@ from typing import Any
 import yaml
 
 from eellm.config.commandline import Override, experiment_groups
-from eellm.config.request import FROM_CHECKPOINT, FROM_CHECKPOINT_UNLESS_GIVEN, READS_A_MODEL, Request, typed_value
+from eellm.config.request import (
+    BEGINS_WITH_A_MODEL,
+    FROM_CHECKPOINT,
+    FROM_CHECKPOINT_UNLESS_GIVEN,
+    READS_A_MODEL,
+    Request,
+    typed_value,
+)
 from eellm.errors import CheckpointError, Problem
+from eellm.model.spec import exit_layer, per_exit
 from eellm.reference import NAME, reference_run
 from eellm.rundir import locate, whole_checkpoint
 
@@ -21,6 +29,8 @@ _MAY_CHANGE_ON_RESUME = (
     *("data.micro_batch_size", "data.cache_dir", "data.num_workers"),
     *("task", "device", "objective", "resume", "hydra"),
 )
+
+_PER_EXIT = ("head", "tie_output", "temperature")
 
 _OF_THE_MACHINE = ("cache_dir", "num_workers")
 """Keys of `data` that say nothing about the text."""
@@ -37,12 +47,14 @@ def with_saved_run(values: dict[str, Any], request: Request) -> tuple[dict[str, 
     if checkpoint == NAME or (checkpoint is None and task in READS_A_MODEL):
         checkpoint = str(reference_run())
         values = {**values, "checkpoint": checkpoint}
-    if task == "train" and isinstance(resume, str) and resume != "auto":
+    if task in BEGINS_WITH_A_MODEL and isinstance(resume, str) and resume != "auto":
         return _resumed(resume, values, request)
     if _reads_checkpoint(task, values) and isinstance(checkpoint, str) and resume in (None, "auto"):
-        whole_checkpoint("checkpoint", checkpoint)
-        merge = with_warm_start if task == "train" else with_checkpoint
-        return merge(values, saved_values(checkpoint), request), []
+        _, whole = whole_checkpoint("checkpoint", checkpoint)
+        if task == "tune":  # read again when the run is resumed, then from elsewhere perhaps
+            values = {**values, "checkpoint": str(whole.absolute())}
+        merges = {"train": with_warm_start, "tune": with_tuning}
+        return merges.get(str(task), with_checkpoint)(values, saved_values(checkpoint), request), []
     return values, []
 
 
@@ -50,7 +62,7 @@ def _reads_checkpoint(task: str | None, values: dict[str, Any]) -> bool:
     benchmark = values.get("benchmark")
     if task == "benchmark":
         return isinstance(benchmark, dict) and benchmark.get("name") == "decoding"
-    return task in (*READS_A_MODEL, "train")
+    return task in (*READS_A_MODEL, *BEGINS_WITH_A_MODEL)
 
 
 def with_checkpoint(values: dict[str, Any], saved: dict[str, Any], request: Request) -> dict[str, Any]:
@@ -77,6 +89,45 @@ def with_warm_start(values: dict[str, Any], saved: dict[str, Any], request: Requ
     return merged
 
 
+def with_tuning(values: dict[str, Any], saved: dict[str, Any], request: Request) -> dict[str, Any]:
+    """Values for tuning exits of another run's model: `exits` become those of the model that comes out of it.
+
+    That is those asked for, or where none are those that it has, and its others; `tuning.layers` names the former.
+    """
+    typed = {override.key for override in request.parsed}
+    by_experiment = "exits" in experiment_groups(request.parsed)
+    # exits that are placed anew have nothing of the saved ones, whose lists have one entry for each of those
+    placed = by_experiment or bool(typed & {"exits", "exits.layers"})
+    merged = _with_saved_model(values, saved) if placed else with_warm_start(values, saved, request)
+    asked, tuning = merged["exits"], merged["tuning"]
+    if "exits.init" not in typed and not by_experiment:
+        asked["init"] = "copy"
+    try:
+        mine = _columns(asked, merged["model"]["num_layers"])
+        others = _columns(saved["exits"], merged["model"]["num_layers"])
+    except (TypeError, ValueError):  # no list, or of another length: said with all that is wrong
+        return merged
+    if tuning["layers"] is None:
+        tuning["layers"] = list(mine)
+    if set(others) <= set(mine):
+        return merged
+    rows = sorted({**others, **mine}.items())
+    asked["layers"] = [layer for layer, _ in rows]
+    for column, name in enumerate(_PER_EXIT):
+        entries = [row[column] for _, row in rows]
+        asked[name] = entries[0] if len(set(entries)) == 1 else entries
+    return merged
+
+
+def _columns(exits: dict[str, Any], num_layers: int) -> dict[int, tuple[Any, ...]]:
+    """Layer of an exit -> its own values."""
+    layers = [exit_layer(position, num_layers) for position in exits["layers"]]
+    if len(set(layers)) < len(layers):
+        raise ValueError("more than one exit after a layer")
+    lists = [per_exit(exits[name], len(layers)) for name in _PER_EXIT]
+    return dict(zip(layers, zip(*lists, strict=True), strict=True))
+
+
 def saved_values(given: str) -> dict[str, Any]:
     """Plain values of the run that a path names. Raises CheckpointError."""
     run, _ = locate(given)
@@ -100,7 +151,11 @@ def _with_saved_model(values: dict[str, Any], saved: dict[str, Any]) -> dict[str
 def _resumed(resume: str, values: dict[str, Any], request: Request) -> tuple[dict[str, Any], list[Problem]]:
     saved = saved_values(resume)
     merged = _with_overrides(saved, values, request)
-    return {**merged, "resume": resume}, list(_refused_on_resume(resume, saved, merged, request))
+    problems = list(_refused_on_resume(resume, saved, merged, request))
+    task, was = values["task"]["name"], (saved.get("task") or {}).get("name")
+    if task != was and "tune" in (task, was):
+        problems.append(Problem("task", task, f"{resume} is a run of task={was}", f"task={was}"))
+    return {**merged, "resume": resume}, problems
 
 
 def _refused_on_resume(resume: str, saved: dict[str, Any], merged: dict[str, Any], request: Request) -> Iterator[Problem]:

@@ -19,7 +19,9 @@ Positive = Annotated[float, Field(gt=0.0)]
 DecodingMode = Literal["full", "catch_up", "kv_recompute", "pipeline", "self_speculative"]
 HeadKind = Literal["embedding", "norm", "mlp", "block"]
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-TaskName = Literal["quickstart", "train", "evaluate", "calibrate", "generate", "benchmark", "prepare_data", "serve", "convert"]
+TaskName = Literal[
+    "quickstart", "train", "tune", "evaluate", "calibrate", "generate", "benchmark", "prepare_data", "serve", "convert"
+]
 
 
 class Node(BaseModel):
@@ -109,7 +111,8 @@ class ExitsConfig(Node):
     tie_output: bool | list[bool]
     """Use the model's output matrix (true) or an own one, for all exits or one per exit."""
     init: Literal["random", "copy"]
-    """`copy`: norm and output matrix start as the final head's, the MLP as the same layer's, the block as the last layer."""
+    """`copy`: norm and output matrix start as the final head's, the MLP as the same layer's, the block as the last layer;
+    task=tune copies unless told otherwise."""
     temperature: Positive | list[Positive]
     """Exit logits are divided by this in the training loss and in the confidence."""
     boundary: Literal["end", "start", "balance"]
@@ -165,9 +168,10 @@ class RampUpConfig(Node):
 
 
 class DataConfig(Node):
-    source: Literal["stdlib", "text", "jsonl", "huggingface", "megatron"]
-    """`stdlib`: the interpreter's standard-library source; `text`: a file or folder; `jsonl`: one document a line;
-    `huggingface`: a data set of the `datasets` library; `megatron`: tokens in .bin/.idx files."""
+    source: Literal["stdlib", "text", "jsonl", "chats", "huggingface", "megatron"]
+    """`stdlib`: the interpreter's standard-library source; `text`: a file or folder; `jsonl`: one document a line; `chats`: one
+    conversation a line, of which the assistant's answers count in the loss; `huggingface`: a data set of the `datasets`
+    library; `megatron`: tokens in .bin/.idx files."""
     path: str | list[str] | None
     """File or folder for `text` and `jsonl`; name, file or folder for `huggingface`; prefix, or several, for `megatron`."""
     weights: list[Positive] | None
@@ -183,7 +187,7 @@ class DataConfig(Node):
     pattern: str
     """Glob of the files read from a folder."""
     text_field: str
-    """Field of a JSON line, or column of a data set, that holds the text."""
+    """Field of a JSON line, or column of a data set, that holds the text; of `chats`, the messages."""
     split: list[Annotated[float, Field(ge=0.0)]]
     """Shares of the documents for training and validation; normalised to sum 1."""
     sequence_length: Count
@@ -282,6 +286,32 @@ class TrainerConfig(Node):
     """`auto`: a bar on a terminal, lines elsewhere."""
 
 
+class DistillationConfig(Node):
+    weight: Fraction
+    """Share of an exit's loss that is its divergence from the final head, the rest being the text's; 0 = none."""
+    temperature: Positive
+    """Logits of both are divided by this in the divergence, on top of the exit's own temperature."""
+
+
+class TuningConfig(Node):
+    layers: list[Count] | None
+    """Layers of the exits that are tuned; null = all that `exits` asks for. Further exits of the checkpoint stay as they are, and
+    are listed in the run's `exits` too."""
+    evaluate: bool
+    """Evaluate the whole model, every exit beside the final head, before and after; needs room for all its layers."""
+    distillation: DistillationConfig
+    hidden_cache: str | None
+    """Folder that keeps hidden states at exits, for further runs on the same model, text and seed with other heads; null = none.
+    Takes s x h x 2 bytes per sample and exit with bf16."""
+    hidden_cache_dtype: Literal["bf16", "fp32"]
+    """How they are kept; in the type of `precision`, tuning from them is the same to the bit."""
+
+    @property
+    def runs_whole_model(self) -> bool:
+        """Whether every pass goes up to the final head."""
+        return self.distillation.weight > 0
+
+
 class EvaluationConfig(Node):
     name: Literal["exits", "lm_eval"]
     """`exits`: every exit on held-out text; `lm_eval`: tasks of lm-evaluation-harness (extra `eval`) by mode and threshold."""
@@ -373,8 +403,9 @@ class ExitPolicyConfig(Node):
 
 
 class BenchmarkConfig(Node):
-    name: Literal["training", "decoding"]
-    """`training`: what exits cost a training step, in time and memory; `decoding`: how fast tokens come, and what that costs."""
+    name: Literal["training", "tuning", "decoding"]
+    """`training`: what exits cost a training step, in time and memory; `tuning`: what a step costs that tunes them alone;
+    `decoding`: how fast tokens come, and what that costs."""
     pairs: Count
     """Alternating repetitions of what is compared."""
     warmup: NonNegative
@@ -484,7 +515,7 @@ class Config(Node):
     """`auto`: CUDA where there is any."""
     checkpoint: str | None
     """Run directory to read a model from, or `reference`: the one that comes with eellm, which is also read where a task needs
-    a model and is given none; with task=train, whose weights to begin with."""
+    a model and is given none; with task=train, whose weights to begin with; with task=tune, whose exits to tune."""
     resume: str | None
     """Run directory to continue, or `auto`."""
     objective: str
@@ -501,6 +532,7 @@ class Config(Node):
     lr_schedule: LrScheduleConfig
     precision: PrecisionConfig
     trainer: TrainerConfig
+    tuning: TuningConfig
     evaluation: EvaluationConfig
     calibration: CalibrationConfig
     decoding: DecodingConfig

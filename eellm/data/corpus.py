@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eellm.config.paths import prefixes
-from eellm.config.schema import Config, DataConfig
+from eellm.config.paths import expanded, prefixes
+from eellm.config.schema import Config, DataConfig, TokenizerConfig
 from eellm.data import prepared
+from eellm.data.answers import AnswerWindows, answers_beside
 from eellm.data.blend import Blend, BlendedOrder
 from eellm.data.cache import cache_key, cache_root, new_folder, write_atomically
+from eellm.data.chat_template import ChatTemplate, find_template
 from eellm.data.order import DatasetOrder, SampleOrder
 from eellm.data.split import split_stores
-from eellm.data.stored import Store, store_of_text, store_of_tokens
+from eellm.data.stored import Store, store_of_chats, store_of_text, store_of_tokens
 from eellm.data.text import fingerprint
 from eellm.data.tokenizer import Tokenizer
 from eellm.data.tokenizer_files import prepare_tokenizer
@@ -113,19 +115,15 @@ class Corpus:
 
         Raises DataError when nothing is held out, and when files have vanished.
         """
-        from eellm.mcore.datasets import open_windows
-
         parts = self._parts(split)
         if not parts:
             raise DataError("no document is held out: give data.split a second share above 0, for example [0.95, 0.05].")
-        opened = [
-            open_windows(_window_source(Path(part.prefix), Path(part.windows), split, self.sequence_length)) for part in parts
-        ]
+        opened = [_open_part(part, split, self.sequence_length) for part in parts]
         if len(opened) == 1:
             return opened[0]
         from torch.utils.data import ConcatDataset
 
-        return ConcatDataset(opened)
+        return ConcatDataset(opened)  # type: ignore[arg-type]
 
     def training_order(self, seed: int) -> Order:
         """Sample number -> index in `open("train")`: a function of the seed and the blend's weights."""
@@ -171,7 +169,11 @@ def prepare_corpus(config: Config) -> Corpus:
         content = fingerprint(data)
         tokenizer, tokenizer_path = prepare_tokenizer(data, config.tokenizer, content)
         _check_vocabulary(config, tokenizer)
-        stores, held_out = [store_of_text(data, content, tokenizer)], []
+        if data.source == "chats":
+            stores = [store_of_chats(data, content, tokenizer, chat_template_of(config.tokenizer, tokenizer))]
+        else:
+            stores = [store_of_text(data, content, tokenizer)]
+        held_out = []
     corpus = Corpus(
         parts=_parts(data, stores, held_out),
         tokenizer=str(tokenizer_path),
@@ -188,6 +190,20 @@ def prepare_corpus(config: Config) -> Corpus:
         time.perf_counter() - begin,
     )
     return corpus
+
+
+def chat_template_of(settings: TokenizerConfig, tokenizer: Tokenizer) -> ChatTemplate:
+    """The template that comes with a tokenizer. Raises DataError where there is none."""
+    source = None
+    if settings.path is not None:
+        path = expanded(settings.path)
+        source = find_template(None, path / "tokenizer.json" if path.is_dir() else path)
+    if source is None:
+        raise DataError(
+            "data.source=chats: no chat template (chat_template.jinja, or tokenizer_config.json with one) lies beside the "
+            f"tokenizer{'' if settings.path is None else f' {settings.path}'}. Put the model's there."
+        )
+    return ChatTemplate(source, tokenizer)
 
 
 def _check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
@@ -239,6 +255,17 @@ def held_out_share(split: list[float]) -> float:
     return split[1] / sum(split) if len(split) == 2 else 0.0
 
 
+def _open_part(part: CorpusPart, split: str, sequence_length: int) -> WindowDataset:
+    from eellm.mcore.datasets import open_windows
+
+    def windows(prefix: Path) -> WindowDataset:
+        return open_windows(_window_source(prefix, Path(part.windows), split, sequence_length))
+
+    answers = answers_beside(Path(part.prefix))
+    tokens = windows(Path(part.prefix))
+    return tokens if answers is None else AnswerWindows(tokens, windows(answers))
+
+
 def _window_source(prefix: Path, folder: Path, split: str, sequence_length: int) -> WindowSource:
     from eellm.mcore.datasets import WindowSource
 
@@ -265,7 +292,8 @@ def _index(data: DataConfig, store: Store, numbers: dict[str, np.ndarray], folde
         np.save(folder / f"{split}.npy", chosen)
         if split in numbers:
             _check_size(data, store, split, len(chosen), count)
-            build_windows(_window_source(store.prefix, folder, split, data.sequence_length))
+            for prefix in filter(None, (store.prefix, answers_beside(store.prefix))):
+                build_windows(_window_source(prefix, folder, split, data.sequence_length))
     write_atomically(folder / _COUNTS, json.dumps(counts))
 
 

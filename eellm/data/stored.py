@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 
 from eellm.config.schema import DataConfig
+from eellm.data.answers import ANSWERS, arrays, encode_chat
 from eellm.data.cache import cache_key, cache_root, new_folder
+from eellm.data.chat_template import ChatTemplate
 from eellm.data.text import documents
 from eellm.data.tokenise import batched, encode_documents
 from eellm.data.tokenizer import Tokenizer, content_key
@@ -71,6 +73,15 @@ def store_of_text(data: DataConfig, content: str, tokenizer: Tokenizer) -> Store
     return Store(folder / "tokens", folder, key)
 
 
+def store_of_chats(data: DataConfig, content: str, tokenizer: Tokenizer, template: ChatTemplate) -> Store:
+    """Conversations, tokenised into the cache or found there, and beside them which tokens are answers."""
+    key = cache_key(_FORMAT_VERSION, content, content_key(tokenizer), template.fingerprint)
+    folder = cache_root(data) / "corpora" / key
+    names = ("tokens.bin", "tokens.idx", f"{ANSWERS}.bin", f"{ANSWERS}.idx", *_FACTS)
+    _make(folder, names, lambda temporary: _tokenise_chats(data, tokenizer, template, temporary))
+    return Store(folder / "tokens", folder, key)
+
+
 def store_of_tokens(data: DataConfig, prefix: Path, tokenizer: Tokenizer) -> Store:
     """Tokens that are on disk already: read once, to check every id and to know equal documents.
 
@@ -111,6 +122,23 @@ def _tokenise(data: DataConfig, tokenizer: Tokenizer, folder: Path) -> None:
                 yield ids
 
     write_documents(folder / "tokens", tokens(), tokenizer.vocab_size)
+    facts.save(folder, without_end=0)
+
+
+def _tokenise_chats(data: DataConfig, tokenizer: Tokenizer, template: ChatTemplate, folder: Path) -> None:
+    from eellm.mcore.datasets import write_documents
+
+    facts, answers = _Facts("tokenised"), []
+
+    def tokens() -> Iterator[np.ndarray]:
+        for document in documents(data):
+            ids, said = arrays(*encode_chat(template, document), tokenizer.eod_id)
+            facts.add(document.text.encode(), len(ids))
+            answers.append(said)
+            yield ids
+
+    write_documents(folder / "tokens", tokens(), tokenizer.vocab_size)
+    write_documents(folder / ANSWERS, answers, vocab_size=2)
     facts.save(folder, without_end=0)
 
 

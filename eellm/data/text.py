@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 
 from eellm.config.schema import DataConfig
-from eellm.data.sources import hugging_face, json_lines, standard_library, text_files
+from eellm.data.sources import chats, hugging_face, json_lines, standard_library, text_files
 from eellm.data.sources.document import Document
 from eellm.data.sources.files import NamedFile, given_files, reading
 from eellm.errors import DataError
@@ -19,6 +19,7 @@ _READERS: dict[str, Callable[[DataConfig], Iterator[Document]]] = {
     "stdlib": standard_library.documents,
     "text": text_files.documents,
     "jsonl": json_lines.documents,
+    "chats": chats.documents,
     "huggingface": hugging_face.documents,
 }
 

@@ -46,6 +46,8 @@ class ChunkOptions:
     reduction: ReductionOptions = field(default_factory=ReductionOptions)
     trainable: bool = True
     """False: no gradients and no buffers for them; the schedules then run the bare stages, forward only."""
+    exits_only: bool = False
+    """True: the backbone is frozen, and with it the output matrix that exits share with it."""
 
 
 def build_stages(
@@ -72,5 +74,7 @@ def build_chunks(spec: ModelSpec, plan: list[StageSpec], groups: Groups, options
     for stage in stages:
         stage.set_recompute(options.recompute)
         stage.requires_grad_(options.trainable)
+        if options.exits_only:
+            stage.freeze_backbone()
     wrapped = wrap(stages, config, groups, options.reduction) if options.trainable else stages
     return Chunks(spec, groups, config, stages, wrapped)

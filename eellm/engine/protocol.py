@@ -45,6 +45,13 @@ class Engine(Protocol):
         ...
 
 
+class TrainingEngine(Engine, Protocol):
+    """An engine that an optimizer steps after."""
+
+    grad_scale: Callable[[], float]
+    """The factor that the optimizer applies to losses (fp16's loss scale); exits take the same."""
+
+
 def reduce_losses(sums: LossSums, heads: list[str], num_tokens: int, groups: Groups) -> Losses:
     """Sum over pipeline stages (each head lives on one) and data-parallel ranks; tensor-parallel ranks already agree.
 

@@ -45,6 +45,20 @@ def load_model_state(stages: Sequence[Any], state: Mapping[str, Any]) -> None:
         stage.load_state_dict(state[f"stage_{stage.stage_spec.index}"])
 
 
+def trained_state(stages: Sequence[Any]) -> dict[str, Any]:
+    """`model_state` without what is frozen: of a model that trains as a whole, all of it."""
+    states = model_state(stages).items()
+    return {name: {key: tensor for key, tensor in state.items() if tensor.data.requires_grad} for name, state in states}
+
+
+def load_trained_state(stages: Sequence[Any], state: Mapping[str, Any]) -> None:
+    for stage in stages:
+        missing, unexpected = stage.load_state_dict(state.get(f"stage_{stage.stage_spec.index}", {}), strict=False)
+        lost = [name for name in missing if stage.get_parameter(name).requires_grad]
+        assert not lost, f"not in the checkpoint: {lost}"
+        assert not unexpected, f"not in the stage: {unexpected}"
+
+
 def load(path: Path, template: dict[str, Any]) -> dict[str, Any]:
     """Fill a sharded template; what is not in it but in the checkpoint's common part comes along.
 

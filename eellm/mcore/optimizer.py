@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from megatron.core.optimizer import OptimizerConfig as McoreOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32, get_grad_norm_fp32
+from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 
 from eellm.config.schema import OptimizerConfig, PrecisionConfig
 from eellm.mcore.cpu import cpu_stand_ins
-from eellm.mcore.optimizer_state import load_states, sharded_states
+from eellm.mcore.optimizer_state import load_states, main_parameters, sharded_states
 from eellm.mcore.parts import DTYPES, TransformerConfig
 
 LOWEST_LOSS_SCALE = 1.0
@@ -33,9 +35,20 @@ class StepResult:
 
 
 class MegatronOptimizer:
-    """AdamW or SGD on main gradients in fp32, with clipping, loss scaling and optionally sharded states."""
+    """AdamW or SGD on main gradients in fp32, with clipping, loss scaling and optionally sharded states.
 
-    def __init__(self, optimizer: OptimizerConfig, precision: PrecisionConfig, wrapped: list[Any], config: TransformerConfig):
+    Gradients are clipped by their global norm, or with `clipped_apart` (the names of all exits that are trained, of a model
+    of which nothing else is) those of each exit by its own: what one exit learns then does not depend on the others.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerConfig,
+        precision: PrecisionConfig,
+        wrapped: list[Any],
+        config: TransformerConfig,
+        clipped_apart: Sequence[str] = (),
+    ):
         dtype = precision.dtype
         settings = McoreOptimizerConfig(
             optimizer=optimizer.name,
@@ -60,6 +73,7 @@ class MegatronOptimizer:
         for group in self.param_groups:  # mcore leaves this to its own scheduler
             group["weight_decay"] = optimizer.weight_decay * group["wd_mult"]
         self._clip = optimizer.clip_grad or math.inf
+        self._apart = [_parameters_of(exit_, wrapped) for exit_ in clipped_apart]
         self._lowest_scale = LOWEST_LOSS_SCALE if dtype == "fp16" else math.inf
         config.grad_scale_func = self._optimizer.scale_loss
 
@@ -90,7 +104,9 @@ class MegatronOptimizer:
             if not math.isfinite(norm):
                 return StepResult("nonfinite", norm)
             for part in self._parts():
-                if part.get_parameters():
+                if self._apart:
+                    self._clip_apart(part)
+                elif part.get_parameters():
                     clip_grad_by_total_norm_fp32(part.get_parameters(), self._clip, norm)
             self._optimizer.step_with_ready_grads()
         return StepResult("applied", norm)
@@ -110,5 +126,21 @@ class MegatronOptimizer:
         with cpu_stand_ins():
             self._optimizer.reload_model_params()
 
+    def _clip_apart(self, part: Any) -> None:
+        """All ranks take part in every exit's norm, those that hold nothing of it too."""
+        mains = main_parameters(part)
+        for parameters in self._apart:
+            held = [mains[parameter] for parameter in parameters if parameter in mains]
+            counted = [main.grad for main in held if param_is_not_tensor_parallel_duplicate(main)]
+            norm = get_grad_norm_fp32(counted, grad_stats_parallel_group=part.get_grad_stats_parallel_group())
+            if held:
+                clip_grad_by_total_norm_fp32(held, self._clip, float(norm))
+
     def _parts(self) -> list[Any]:
         return getattr(self._optimizer, "chained_optimizers", [self._optimizer])
+
+
+def _parameters_of(exit_: str, wrapped: list[Any]) -> list[torch.nn.Parameter]:
+    """Of an exit, on this rank."""
+    named = [item for chunk in wrapped for item in chunk.module.named_parameters()]
+    return [parameter for name, parameter in named if name.startswith(f"heads.{exit_}.") and parameter.requires_grad]

@@ -46,7 +46,7 @@ def sharded_states(part: Any, model_state: dict[str, Any], is_loading: bool) -> 
             values = _whole(sharded.data, shard, values, None if is_loading else part.data_parallel_group)
         tensors[str(len(tensors))] = make_sharded_optimizer_tensor(sharded, values, f"optimizer.state.{kind}")
     scaler = getattr(part, "grad_scaler", None)
-    return {"tensors": tensors, "step": _step(part.optimizer), "grad_scaler": scaler.state_dict() if scaler else None}
+    return {"tensors": tensors, "step": _step_of_all(part.optimizer), "grad_scaler": scaler.state_dict() if scaler else None}
 
 
 @torch.no_grad()
@@ -89,6 +89,11 @@ def _entries(part: Any, model_state: dict[str, Any]) -> Iterator[tuple[Any, str,
             yield sharded, kind, shard, state.get(kind)
         if sharded.data.dtype != torch.float32:  # elsewhere main parameters are the model's
             yield sharded, MAIN_PARAMETER, shard, None if shard is None else shard.main
+
+
+def main_parameters(part: Any) -> dict[torch.nn.Parameter, torch.Tensor]:
+    """The model's parameter -> what this rank updates in its place."""
+    return {parameter: shard.main for parameter, shard in _shards(part).items()}
 
 
 def _shards(part: Any) -> dict[torch.nn.Parameter, Shard]:
@@ -138,6 +143,13 @@ def _step(optimizer: torch.optim.Optimizer) -> int | None:
     if _counts(optimizer):
         return max((int(state["step"]) for state in optimizer.state.values()), default=0)
     return optimizer.param_groups[0].get("step", 0) if "betas" in optimizer.param_groups[0] else None
+
+
+def _step_of_all(optimizer: torch.optim.Optimizer) -> int | None:
+    """The same on all ranks, of which some may hold nothing that is trained: what rank 0 says is saved."""
+    steps: list[int | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(steps, _step(optimizer))
+    return max((step for step in steps if step is not None), default=None)
 
 
 def _set_step(optimizer: torch.optim.Optimizer, step: int | None) -> None:

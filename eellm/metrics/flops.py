@@ -56,6 +56,17 @@ def training_flops(spec: ModelSpec, sequence_length: int) -> int:
     return (1 + BACKWARD) * forward_flops(spec, sequence_length)
 
 
+def tuning_flops(spec: ModelSpec, sequence_length: int) -> int:
+    """Model FLOPs of tuning the spec's exits, per token: forward as far as it is built, and backward through exits.
+
+    The output matrix that exits share with the model gets no gradient.
+    """
+    output = 2 * spec.hidden_size * spec.vocab_size
+    exits = [head_flops(spec, exit_, sequence_length) * (1 + BACKWARD) - output * exit_.tie_output for exit_ in spec.exits]
+    final = [head_flops(spec, None, sequence_length)] if spec.has_final_head else []
+    return (spec.depth or spec.num_layers) * layer_flops(spec, sequence_length) + sum(exits) + sum(final)
+
+
 def recomputed_flops(spec: ModelSpec, sequence_length: int, recompute: Recompute = "none") -> int:
     """What the backward pass computes a second time, per token.
 

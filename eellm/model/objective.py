@@ -73,7 +73,7 @@ class HeadWeights:
 def head_weights(config: LossWeightsConfig, spec: ModelSpec, step: int) -> HeadWeights:
     """Loss weights of the optimizer step `step` (0-based), the final head's included."""
     exits = exit_weights(config, step, len(spec.exits)) if spec.exits else []
-    values = dict(zip(spec.heads, [*exits, config.final], strict=True))
+    values = dict(zip(spec.heads, [*exits, config.final], strict=spec.has_final_head))
     return HeadWeights(values, config.kind == "token_confidence")
 
 
@@ -119,7 +119,10 @@ class Objective:
         return self._loss(hidden, readout, context)
 
     def _loss(self, hidden: torch.Tensor, readout: Readout, context: Context) -> torch.Tensor:
-        features = readout.head.features(hidden, context)
+        return self._text_loss(readout.head.features(hidden, context), readout)
+
+    def _text_loss(self, features: torch.Tensor, readout: Readout) -> torch.Tensor:
+        """The weighted loss of the microbatch's labels; `features` as heads make them."""
         is_exit = readout.name != "final"
         options = LossOptions(
             temperature=readout.head.temperature,

@@ -7,7 +7,7 @@ segments. Both training and inference are built from these.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eellm.config.schema import Config, ModelConfig, RotaryScalingConfig
 from eellm.layout import ParallelLayout, equal_split
@@ -61,6 +61,12 @@ class ModelSpec:
     tie_embeddings: bool = True
     init_std: float = 0.02
     exit_init: str = "random"
+    depth: int | None = None
+    """Layers that are built and run, with no final head behind them: tuning needs nothing above its deepest exit. None = all."""
+
+    @property
+    def has_final_head(self) -> bool:
+        return self.depth is None
 
     @property
     def gated(self) -> bool:
@@ -69,7 +75,7 @@ class ModelSpec:
     @property
     def heads(self) -> list[str]:
         """Names of all heads in order of depth, the final one last."""
-        return [exit_.name for exit_ in self.exits] + ["final"]
+        return [exit_.name for exit_ in self.exits] + (["final"] if self.has_final_head else [])
 
     @property
     def exit_layers(self) -> list[int]:
@@ -168,6 +174,12 @@ def build_spec(config: Config, vocab_size: int) -> ModelSpec:
     )
 
 
+def tuned_spec(spec: ModelSpec, layers: list[int], whole: bool = False) -> ModelSpec:
+    """What tuning the exits after some layers builds and runs: those exits and what lies below them, or the `whole` model."""
+    exits = tuple(exit_ for exit_ in spec.exits if exit_.layer in layers)
+    return replace(spec, exits=exits, depth=None if whole else max(layers))
+
+
 def build_layout(config: Config, dp: int | None = None) -> ParallelLayout:
     """Layout of a validated config; `dp` overrides an open `parallel.dp`."""
     parallel = config.parallel
@@ -188,13 +200,13 @@ def plan_stages(
     layers_per_stage: list[int] | None = None,
     boundary: str = "end",
 ) -> list[StageSpec]:
-    """Cut the model into virtual stages.
+    """Cut the model, as far as it is built, into virtual stages.
 
     `boundary` says where an exit after the last layer of a stage is computed (architecture: `end` of that
     stage, `start` of the next, or `balance`: the choice with the lightest slowest stage). The parameters
     and their global names are the same for all three.
     """
-    counts = layers_per_stage or equal_split(spec.num_layers, layout.num_stages)
+    counts = layers_per_stage or equal_split(spec.depth or spec.num_layers, layout.num_stages)
     last = list(itertools.accumulate(counts))
     first = [end - count + 1 for end, count in zip(last, counts, strict=True)]
     on_boundary = [exit_.layer for exit_ in spec.exits if exit_.layer in last[:-1]]
@@ -224,7 +236,7 @@ def _cut(spec: ModelSpec, first: list[int], last: list[int], at_start: dict[int,
                 index=index,
                 segments=tuple(segments),
                 has_embedding=index == 0,
-                has_final_head=index == len(last) - 1,
+                has_final_head=spec.has_final_head and index == len(last) - 1,
                 num_layers=end - start + 1,
             )
         )

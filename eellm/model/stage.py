@@ -167,6 +167,12 @@ class Stage(MegatronModule):
         head = self._heads[name]
         return Readout(head, head.output if head.output is not None else self.model_matrix, self.vocabulary)
 
+    def freeze_backbone(self) -> None:
+        """Leave gradients to what belongs to exits alone."""
+        for name, parameter in self.named_parameters():
+            if not name.startswith("heads.exit_"):
+                parameter.requires_grad_(False)
+
     def set_recompute(self, recompute: str) -> None:
         """`none`, `selective` (attention kernels) or `full` (layers)."""
         self.recompute = recompute

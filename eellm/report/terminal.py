@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eellm.metrics.names import FINAL, share_column
-from eellm.metrics.tables import Cell
+from eellm.metrics.tables import Cell, read_table
 from eellm.report.number_text import MISSING, fixed, percent, perplexity, threshold, with_error
 from eellm.report.palette import exit_colours
 from eellm.report.run_record import SHARE, Generation, RunRecord, TableRows, load_run
@@ -71,9 +72,22 @@ def print_speed(record: RunRecord, console: Console) -> None:
         console.print()
 
 
-def exits_table(record: RunRecord) -> Table:
+def print_tuning(run_dir: Path, console: Console | None = None) -> None:
+    """Print every head before and after tuning, as far as they were evaluated."""
+    console, record = console or Console(), load_run(run_dir)
+    before = read_table(run_dir / "exits_untuned.csv")
+    for rows, when in ((before, "before tuning"), (record.exits, "after")):
+        if rows:
+            console.print(exits_table(replace(record, exits=rows), f"Exits on held-out text, {when}"))
+    if record.exits:
+        console.print(EXITS_NOTE, style="dim")
+        console.print()
+    console.print(location_line(run_dir), soft_wrap=True)
+
+
+def exits_table(record: RunRecord, title: str = "Exits on held-out text") -> Table:
     """One row per head: where it stands and how good it is on held-out text."""
-    table = _table("Exits on held-out text")
+    table = _table(title)
     for column in ("head", "layer", "loss", "perplexity", "accuracy", "agreement", "calib. error"):
         table.add_column(column, justify="left" if column == "head" else "right", no_wrap=True)
     styles = head_styles(record)

@@ -38,12 +38,14 @@ def prepare(context: TaskContext) -> None:
 def run(context: TaskContext) -> dict[str, float]:
     config = context.config
     with process_group(config) as device, recording(context) as (recorder, final):
-        plan = Plan.of(config, vocab_size(config))
+        plan = (Plan.of_tuning if config.benchmark.name == "tuning" else Plan.of)(config, vocab_size(config))
         with groups_of(plan, device, config.seed) as groups:
             if config.benchmark.name == "decoding":
                 figures, rows = measured_decoding(context, plan, groups)
                 if rows:
                     recorder.table("speed_quality", rows)
+            elif config.benchmark.name == "tuning":
+                figures = measured_tuning(config, plan, groups)
             else:
                 figures = measured_training(config, plan, groups)
         name = layout_name(plan.layout)
@@ -68,6 +70,12 @@ def measured_training(config: Config, plan: Plan, groups: Groups) -> list[Figure
     from eellm.benchmark.variants import build_variants
 
     return training_figures(build_variants(config, plan.spec, plan.stages, groups), config.benchmark)
+
+
+def measured_tuning(config: Config, plan: Plan, groups: Groups) -> list[Figure]:
+    from eellm.benchmark.tuning import build_tuning, tuning_figures
+
+    return tuning_figures(build_tuning(config, plan.spec, plan.stages, groups), config.benchmark)
 
 
 def measured_decoding(context: TaskContext, plan: Plan, groups: Groups) -> tuple[list[Figure], list[TableRow]]:

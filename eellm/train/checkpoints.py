@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from eellm.config.schema import TrainerConfig
 from eellm.mcore.checkpoint_writer import CheckpointWriter
-from eellm.rundir import RunDirectory, step_name, step_of
+from eellm.rundir import step_name, step_of, steps_in
 from eellm.train.after_step import AfterStep
 from eellm.train.module import EarlyExitModule
 
@@ -19,10 +19,10 @@ from eellm.train.module import EarlyExitModule
 class Checkpoints(AfterStep, Checkpoint):
     """Every `checkpoint_every` steps and at the end. All ranks take part in every call."""
 
-    def __init__(self, run: RunDirectory, options: TrainerConfig):
-        self._folder, self._every = run.checkpoints, options.checkpoint_every
+    def __init__(self, folder: Path, options: TrainerConfig):
+        self._folder, self._every = folder, options.checkpoint_every
         self._saved: int | None = None
-        self.writer = CheckpointWriter(options.checkpoint_async, lambda path: keep_newest(run, path, options.keep_checkpoints))
+        self.writer = CheckpointWriter(options.checkpoint_async, lambda path: keep_newest(path, options.keep_checkpoints))
 
     def save(self, trainer: Trainer, wait: bool = False) -> None:
         """A checkpoint of the steps taken so far, unless there is one already; `wait` until it has its name."""
@@ -48,12 +48,12 @@ class Checkpoints(AfterStep, Checkpoint):
         self.save(trainer, wait=True)
 
 
-def keep_newest(run: RunDirectory, newest: Path, count: int) -> None:
-    """Remove what is more than `count` checkpoints, now that `newest` is whole.
+def keep_newest(newest: Path, count: int) -> None:
+    """Remove what is more than `count` checkpoints beside `newest`, now that it is whole.
 
     A run resumed from an earlier step leaves checkpoints of a future that will not be; they go too.
     """
-    steps = run.steps()
+    steps = steps_in(newest.parent)
     future = [path for path in steps if step_of(path) > step_of(newest)]
     past = [path for path in steps if path not in future]
     for path in [*future, *past[:-count]]:

@@ -23,6 +23,7 @@ from eellm.train.module import EarlyExitModule
 from eellm.train.preemption import NoSignalHandlers, Preemption, raise_where_requested
 from eellm.train.progress import ProgressDisplay
 from eellm.train.strategy import MegatronStrategy
+from eellm.train.tuning import TuningModule
 from eellm.train.warm_start import warm_start
 
 
@@ -31,6 +32,7 @@ class TrainingJob:
     """What is trained, and where its results go.
 
     `resume_from` and `start_from` are checkpoint folders: of the run itself, to go on with; of another, for its weights.
+    With `exits_only` the backbone is frozen, and checkpoints hold what is not.
     """
 
     config: Config
@@ -40,6 +42,7 @@ class TrainingJob:
     run_dir: Path
     resume_from: Path | None = None
     start_from: Path | None = None
+    exits_only: bool = False
 
 
 def fit(job: TrainingJob, groups: Groups, recorder: Recorder, extra_callbacks: Sequence[Callback] = ()) -> EarlyExitModule:
@@ -49,13 +52,15 @@ def fit(job: TrainingJob, groups: Groups, recorder: Recorder, extra_callbacks: S
     """
     config = job.config
     quiet_dependencies()  # Lightning sets the levels of its loggers when it is imported
-    module = EarlyExitModule(config, job.spec, job.plan, groups, job.corpus, recorder)
+    module = (TuningModule if job.exits_only else EarlyExitModule)(config, job.spec, job.plan, groups, job.corpus, recorder)
     if job.start_from is not None:
-        started = warm_start(job.start_from, module.chunks.stages, job.spec)
+        others = "left as they are" if job.exits_only else "dropped"
+        started = warm_start(job.start_from, module.chunks.stages, job.spec, others)
         module.megatron_optimizer.reload_parameters()
         if groups.is_main:
             Console(highlight=False).print(str(started), soft_wrap=True)
-    checkpoints = Checkpoints(RunDirectory(job.run_dir), config.trainer)
+    run = RunDirectory(job.run_dir)
+    checkpoints = Checkpoints(run.tuning if job.exits_only else run.checkpoints, config.trainer)
     callbacks = [*extra_callbacks, checkpoints, Preemption(checkpoints)]
     if groups.is_main and config.trainer.progress != "none":
         callbacks.append(ProgressDisplay(config.trainer.progress, job.spec.heads, config.trainer.max_steps))

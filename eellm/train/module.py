@@ -18,7 +18,7 @@ from eellm.data.corpus import Corpus
 from eellm.device_clock import wait_for
 from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
 from eellm.engine.megatron import MegatronEngine
-from eellm.engine.protocol import Losses
+from eellm.engine.protocol import Losses, TrainingEngine
 from eellm.mcore.data_parallel import ReductionOptions
 from eellm.mcore.groups import Groups
 from eellm.mcore.optimizer import MegatronOptimizer, StepResult
@@ -72,15 +72,15 @@ class EarlyExitModule(LightningModule):
         self.corpus, self.recorder = corpus, recorder
         self.consumed_samples = 0
         self.chunks = self._build_chunks()
-        self.engine = MegatronEngine(self.chunks, ObjectiveOptions(config.exits.deferred, config.trainer.loss_chunk))
-        self.megatron_optimizer = MegatronOptimizer(config.optimizer, config.precision, self.chunks.wrapped, self.chunks.config)
+        self.engine = self._build_engine()
+        self.megatron_optimizer = self._build_optimizer()
         self.engine.grad_scale = self.megatron_optimizer.loss_scale
         self.latest: dict[str, float] = {}
         """The last logged value of every metric, for progress displays and the final summary."""
         self._validation: dict[str, float] = defaultdict(float)
         self.nonfinite = NonFiniteSteps(config.trainer.max_nonfinite_steps, plan)
         self.speed = Speedometer(
-            flops_per_token=training_flops(spec, config.data.sequence_length),
+            flops_per_token=self._flops_per_token(),
             world_size=groups.layout.world_size,
             synchronise=partial(wait_for, groups.device),
         )
@@ -90,6 +90,16 @@ class EarlyExitModule(LightningModule):
         reduction = ReductionOptions(optimizer.distributed, optimizer.overlap_grad_reduce, optimizer.overlap_param_gather)
         options = ChunkOptions(config.precision.dtype, config.seed, config.trainer.recompute, reduction)
         return build_chunks(self.spec, self.plan, self.groups, options)
+
+    def _build_engine(self) -> TrainingEngine:
+        return MegatronEngine(self.chunks, ObjectiveOptions(self.run_config.exits.deferred, self.run_config.trainer.loss_chunk))
+
+    def _build_optimizer(self) -> MegatronOptimizer:
+        config = self.run_config
+        return MegatronOptimizer(config.optimizer, config.precision, self.chunks.wrapped, self.chunks.config)
+
+    def _flops_per_token(self) -> int:
+        return training_flops(self.spec, self.run_config.data.sequence_length)
 
     def configure_optimizers(self) -> OptimizerAdapter:
         return OptimizerAdapter(self.megatron_optimizer)
@@ -133,7 +143,7 @@ class EarlyExitModule(LightningModule):
         result = self.optimizers().optimizer.last
         metrics = {names.train_loss(head): mean for head, mean in losses.means.items()}
         metrics[names.TRAIN_LOSS_TOTAL] = losses.total(weights)
-        metrics |= {names.train_weight(head): weights.values[head] for head in self.spec.heads[:-1]}
+        metrics |= {names.train_weight(exit_.name): weights.values[exit_.name] for exit_ in self.spec.exits}
         metrics |= {names.GRAD_NORM: result.grad_norm, **scheduled}
         if self.run_config.precision.dtype == "fp16":
             metrics[names.LOSS_SCALE] = self.megatron_optimizer.loss_scale()

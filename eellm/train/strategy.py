@@ -140,15 +140,15 @@ class MegatronStrategy(ParallelStrategy):
         return mcore_checkpoint.load(Path(checkpoint_path), self._sharded(is_loading=True))
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        mcore_checkpoint.load_model_state(self._module.chunks.stages, checkpoint)
+        mcore_checkpoint.load_trained_state(self._module.chunks.stages, checkpoint)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        model = mcore_checkpoint.model_state(self._module.chunks.stages)
+        model = mcore_checkpoint.trained_state(self._module.chunks.stages)
         self._module.megatron_optimizer.load_state(model, checkpoint["optimizer"])
 
     def _sharded(self, is_loading: bool) -> dict[str, Any]:
         self._module.chunks.synchronise_parameters()
-        model = mcore_checkpoint.model_state(self._module.chunks.stages)
+        model = mcore_checkpoint.trained_state(self._module.chunks.stages)
         return {**model, "optimizer": self._module.megatron_optimizer.sharded_state(model, is_loading)}
 
     @property

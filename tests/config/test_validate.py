@@ -20,6 +20,7 @@ EVALUATE = ["task=evaluate", "checkpoint=RUN"]
 GENERATE = ["task=generate", "checkpoint=RUN"]
 CALIBRATE = ["task=calibrate", "checkpoint=RUN"]
 SERVE = ["task=serve", "checkpoint=RUN"]
+TUNE = ["task=tune", "checkpoint=RUN"]
 DECODING = ["task=benchmark", "benchmark=decoding"]
 BATCH = ["data.micro_batch_size=8", "data.global_batch_size=16"]
 
@@ -268,7 +269,30 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     ([*DECODING, "parallel=pp2", "exits=none"], {"exits.layers"}),
     ([*DECODING, "parallel=pp2", "exit_policy=never"], {"exit_policy.kind"}),
     ([*DECODING, "parallel=pp2", "exit_policy.active=[]"], {"exit_policy.active"}),
+    # tuning; RUN has exits after 1 and 3 of 4 layers
+    (["task=tune"], {"checkpoint"}),
+    (["task=tune", "exits=none", "parallel.pp=2"], {"checkpoint", "exits.layers"}),
+    ([*TUNE, "exits.layers=[2,5]"], {"exits.layers"}),
+    ([*TUNE, "exits.layers=[2]", "tuning.layers=[2,4]"], {"tuning.layers"}),
+    ([*TUNE, "tuning.layers=[]"], {"tuning.layers"}),
+    ([*TUNE, "exits.layers=[1,2]", "exits.head=[embedding,norm]"], {"exits.head"}),
+    ([*TUNE, "exits.layers=[1,2]", "exits.head=[mlp]"], {"exits.head"}),
+    ([*TUNE, "loss_weights.values=[0.1,0.2,0.3]"], {"loss_weights.values"}),
+    ([*TUNE, "exits.layers=[1]", "parallel=pp2"], {"parallel.pp"}),
+    ([*TUNE, "exits.layers=[2]", "parallel=pp2", "parallel.layers_per_stage=[2,2]"], {"parallel.layers_per_stage"}),
+    ([*TUNE, "parallel=pp2", "tuning=distillation"], {"tuning.distillation.weight"}),
+    (
+        [*TUNE, "exits.deferred=false", "trainer.recompute=full", "loss_weights.final=1", "optimizer.overlap_grad_reduce=true"],
+        {"exits.deferred", "trainer.recompute", "loss_weights.final", "optimizer.overlap_grad_reduce"},
+    ),
+    ([*TUNE, "model.num_layers=8", "decoding=full"], {"model.num_layers", "decoding"}),
+    ([*TUNE, "data.split=[1.0,0.0]", "trainer.val_every=0"], {"data.split"}),
+    (["task=benchmark", "benchmark=tuning", "exits.head=embedding"], {"exits.head"}),
+    (["task=benchmark", "benchmark=tuning", "parallel=pp4", "exits.layers=[2]"], {"parallel.pp"}),
+    ([*TUNE, "tuning=distillation", "tuning.hidden_cache=states"], {"tuning.hidden_cache"}),
+    ([TRAIN, "tuning.evaluate=false"], {"tuning.evaluate"}),
     # resuming
+    (["task=tune", "resume=RUN"], {"task"}),
     ([TRAIN, "resume=RUN", "model.num_layers=8", "exits=none", "seed=2"], {"model.num_layers", "exits", "seed"}),
     ([TRAIN, "resume=RUN", "data.sequence_length=32"], {"data.sequence_length"}),
     ([TRAIN, "resume=RUN", "precision=bf16"], {"precision"}),
@@ -281,6 +305,11 @@ FINE: list[list[str]] = [
     ["exits.layers=[2,8]"],  # an exit after the last layer, for tuning studies
     ["exits.layers=[0.25,0.5,1.0]"],
     ["exits=none"],
+    [*TUNE, "exits.layers=[2,4]", "exits.head=[norm,block]", "loss_weights.values=[0.1,0.2]"],
+    [*TUNE, "parallel=pp2"],  # three layers that run on two stages
+    [*TUNE, "parallel.tp=2", "parallel.sequence_parallel=true", "tuning=distillation"],
+    [*TUNE, "data.split=[1.0,0.0]", "trainer.val_every=0", "tuning.evaluate=false"],
+    [*TUNE, "exits.layers=[2]", "exits.head=embedding", "exits.tie_output=false", "optimizer=adam_distributed"],
     ["exits.head=[norm,mlp,block]", "exits.tie_output=[true,false,true]", "loss_weights.values=[0.1,0.2,0.3]"],
     [TRAIN, "parallel.pp=3", "parallel.layers_per_stage=[3,3,2]"],
     ["parallel=pp2"],  # the quickstart decodes on one rank afterwards

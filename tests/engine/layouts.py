@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -94,7 +94,7 @@ def build(case: Case, rank: int) -> Chunks:
     return build_chunks(case.spec, plan, groups, options)
 
 
-def optimizer_of(case: Case, chunks: Chunks) -> MegatronOptimizer:
+def optimizer_of(case: Case, chunks: Chunks, clipped_apart: Sequence[str] = ()) -> MegatronOptimizer:
     """Adam that clips, as training uses it; fp16 starts with a loss scale whose sums over tokens it can hold."""
     adam = OptimizerConfig(
         name="adam",
@@ -110,7 +110,7 @@ def optimizer_of(case: Case, chunks: Chunks) -> MegatronOptimizer:
         overlap_param_gather=case.reduction.overlap_param_gather,
     )
     precision = PrecisionConfig(dtype=case.dtype, initial_loss_scale=64.0, loss_scale_window=1000)
-    return MegatronOptimizer(adam, precision, chunks.wrapped, chunks.config)
+    return MegatronOptimizer(adam, precision, chunks.wrapped, chunks.config, clipped_apart)
 
 
 @dataclass
@@ -123,7 +123,8 @@ class Piece:
     split: int | None
     halves: int
     parameter: np.ndarray
-    gradient: np.ndarray
+    gradient: np.ndarray | None
+    """None where the parameter is frozen."""
 
 
 def one_step(rank: int, case: Case) -> dict:
@@ -137,8 +138,12 @@ def one_step(rank: int, case: Case) -> dict:
     optimizer.zero_grad()
     losses = engine.run(batch, case.weights)
     validation = engine.run(batch, case.weights, forward_only=True)
-    pieces = [piece for index in range(len(chunks.stages)) for piece in _pieces(case, chunks, index, optimizer.loss_scale())]
+    pieces = pieces_of(case, chunks, optimizer)
     return {"losses": losses, "validation": validation, "pieces": pieces, "grad_norm": optimizer.step().grad_norm}
+
+
+def pieces_of(case: Case, chunks: Chunks, optimizer: MegatronOptimizer) -> list[Piece]:
+    return [piece for index in range(len(chunks.stages)) for piece in _pieces(case, chunks, index, optimizer.loss_scale())]
 
 
 def _pieces(case: Case, chunks: Chunks, index: int, loss_scale: float) -> Iterator[Piece]:
@@ -150,7 +155,9 @@ def _pieces(case: Case, chunks: Chunks, index: int, loss_scale: float) -> Iterat
             parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None,
             2 if case.spec.gated and name.endswith("linear_fc1.weight") else 1,
             parameter.detach().float().numpy().copy(),
-            _whole_gradient(chunks, chunks.wrapped[index], parameter).div_(loss_scale).numpy(),
+            _whole_gradient(chunks, chunks.wrapped[index], parameter).div_(loss_scale).numpy()
+            if parameter.requires_grad
+            else None,
         )
 
 
@@ -168,15 +175,19 @@ def _whole_gradient(chunks: Chunks, wrapped: Any, parameter: Any) -> torch.Tenso
     return gradient
 
 
-def assemble(results: list[dict], values: Literal["parameter", "gradient"]) -> dict[str, list[torch.Tensor]]:
+def assemble(
+    results: list[dict], values: Literal["parameter", "gradient"], pieces: str = "pieces"
+) -> dict[str, list[torch.Tensor]]:
     """Global name -> every copy of the whole tensor (several where it is tied or replicated)."""
     shards: dict[tuple, dict[int, Piece]] = {}
     for rank, result in enumerate(results):
-        for occurrence, piece in enumerate(result["pieces"]):
+        for occurrence, piece in enumerate(result[pieces]):
             # tensor-parallel ranks are numbered fastest, so ranks that share a tensor are neighbours
             shards.setdefault((piece.name, rank - piece.tp_rank, occurrence), {})[piece.tp_rank] = piece
     whole: dict[str, list[torch.Tensor]] = {}
     for (name, *_), parts in shards.items():
+        if getattr(parts[0], values) is None:
+            continue
         tensors = [torch.from_numpy(getattr(parts[tp_rank], values)) for tp_rank in sorted(parts)]
         split, halves = parts[0].split, parts[0].halves
         if split is not None:

@@ -99,7 +99,7 @@ def test_retention_keeps_the_newest_and_drops_an_abandoned_future(tmp_path: Path
     for step in (1, 2, 3, 4, 9):
         (run.checkpoints / step_name(step)).mkdir(parents=True)
         write_manifest(run.checkpoints / step_name(step))
-    keep_newest(run, run.checkpoints / step_name(4), 2)
+    keep_newest(run.checkpoints / step_name(4), 2)
     assert [path.name for path in run.steps()] == [step_name(3), step_name(4)]
 
 

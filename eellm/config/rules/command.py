@@ -7,6 +7,7 @@ from typing import Any
 
 from eellm.config.commandline import Override
 from eellm.config.request import (
+    BEGINS_WITH_A_MODEL,
     Request,
     checkpoint_overrides,
     measures_decoding,
@@ -27,10 +28,10 @@ def runs_are_named_where_they_are_read(
 ) -> Problems:
     if task.name == "quickstart" and checkpoint is not None:
         yield Problem("checkpoint", checkpoint, "task=quickstart starts from random weights", "leave it out, or task=train")
-    if task.name == "benchmark" and benchmark.name == "training" and checkpoint is not None:
-        reason = "task=benchmark benchmark=training measures a model with random weights"
+    if task.name == "benchmark" and benchmark.name != "decoding" and checkpoint is not None:
+        reason = f"task=benchmark benchmark={benchmark.name} measures a model with random weights"
         yield Problem("checkpoint", checkpoint, reason, "leave it out, or benchmark=decoding")
-    if task.name != "train" and resume is not None:
+    if task.name not in BEGINS_WITH_A_MODEL and resume is not None:
         yield Problem("resume", resume, f"task={task.name} cannot be resumed", "leave it out, or task=train")
 
 

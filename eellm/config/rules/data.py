@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from eellm.config.paths import expanded, prefixes, tokenizer_beside
-from eellm.config.request import READS_A_MODEL, Request
-from eellm.config.schema import DataConfig, PrepareConfig, TaskConfig, TokenizerConfig, TrainerConfig
+from eellm.config.request import BEGINS_WITH_A_MODEL, READS_A_MODEL, Request
+from eellm.config.schema import DataConfig, PrepareConfig, TaskConfig, TokenizerConfig, TrainerConfig, TuningConfig
 from eellm.errors import Problem
 
 Problems = Iterator[Problem]
@@ -67,7 +67,7 @@ def prepared_tokens_have_a_tokenizer(data: DataConfig, tokenizer: TokenizerConfi
             yield Problem("tokenizer.kind", tokenizer.kind, reason, "tokenizer=file tokenizer.path=<tokenizer.json>")
 
 
-def split_has_both_parts(data: DataConfig, trainer: TrainerConfig, task: TaskConfig) -> Problems:
+def split_has_both_parts(data: DataConfig, trainer: TrainerConfig, task: TaskConfig, tuning: TuningConfig) -> Problems:
     fix = "data.split=[0.95,0.05]"
     if data.source == "megatron" and data.validation_path:
         return
@@ -75,8 +75,12 @@ def split_has_both_parts(data: DataConfig, trainer: TrainerConfig, task: TaskCon
         yield Problem("data.split", data.split, "not two shares: training and validation", fix)
     elif data.split[0] <= 0 and task.name not in READS_A_MODEL:
         yield Problem("data.split", data.split, "nothing is left to train on", fix)
-    elif data.split[1] <= 0 and (task.name != "train" or trainer.val_every):
+    elif data.split[1] <= 0 and (task.name not in BEGINS_WITH_A_MODEL or trainer.val_every or _evaluates(task, tuning)):
         yield Problem("data.split", data.split, "nothing is held out for validation", f"{fix}, or trainer.val_every=0")
+
+
+def _evaluates(task: TaskConfig, tuning: TuningConfig) -> bool:
+    return task.name == "tune" and tuning.evaluate
 
 
 def ramp_up_reaches_the_batch_size(data: DataConfig) -> Problems:

@@ -15,8 +15,9 @@ from eellm.config.schema import (
     PrecisionConfig,
     TaskConfig,
     TokenizerConfig,
+    TuningConfig,
 )
-from eellm.errors import Problem
+from eellm.errors import Problem, as_typed
 from eellm.model.spec import exit_layer
 
 Problems = Iterator[Problem]
@@ -41,23 +42,22 @@ def exits_lie_in_the_model(model: ModelConfig, exits: ExitsConfig) -> Problems:
 
 
 def a_benchmark_has_exits_to_measure(task: TaskConfig, benchmark: BenchmarkConfig, exits: ExitsConfig) -> Problems:
-    if task.name == "benchmark" and benchmark.name == "training" and not exits.layers:
-        reason = "task=benchmark benchmark=training compares a model with exits to one without"
+    if task.name == "benchmark" and benchmark.name != "decoding" and not exits.layers:
+        reason = f"task=benchmark benchmark={benchmark.name} measures what exits cost"
         yield Problem("exits.layers", [], reason, "exits=custom")
 
 
-def lists_have_one_entry_per_exit(exits: ExitsConfig, loss_weights: LossWeightsConfig) -> Problems:
-    count = len(exits.layers)
-    lists = {
-        "exits.head": exits.head,
-        "exits.tie_output": exits.tie_output,
-        "exits.temperature": exits.temperature,
-        "loss_weights.values": loss_weights.values,
-        "loss_weights.initial": loss_weights.initial,
-    }
-    for path, value in lists.items():
+def lists_have_one_entry_per_exit(
+    task: TaskConfig, exits: ExitsConfig, loss_weights: LossWeightsConfig, tuning: TuningConfig
+) -> Problems:
+    lists = {"exits.head": exits.head, "exits.tie_output": exits.tie_output, "exits.temperature": exits.temperature}
+    weights = {"loss_weights.values": loss_weights.values, "loss_weights.initial": loss_weights.initial}
+    weighted = tuning.layers if task.name == "tune" and tuning.layers is not None else exits.layers
+    places = [(path, value, exits.layers) for path, value in lists.items()]
+    for path, value, layers in [*places, *((path, value, weighted) for path, value in weights.items())]:
+        count = len(layers)
         if isinstance(value, list) and len(value) != count:
-            reason = f"a list of {len(value)} for {count} exits (exits.layers={exits.layers})"
+            reason = f"a list of {len(value)} for {count} exits ({as_typed(list(layers))})"
             yield Problem(path, value, reason, f"give {count} entries, or one value for all exits")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from eellm.config.request import Request, measures_decoding
+from eellm.config.request import Request, measures_decoding, tunes
 from eellm.config.schema import (
     BenchmarkConfig,
     DataConfig,
@@ -48,8 +48,12 @@ def sequence_parallel_fits(parallel: ParallelConfig, data: DataConfig) -> Proble
         yield Problem("data.sequence_length", data.sequence_length, reason, f"choose a multiple of {parallel.tp}")
 
 
-def layers_fill_the_stages(model: ModelConfig, parallel: ParallelConfig) -> Problems:
+def layers_fill_the_stages(
+    task: TaskConfig, benchmark: BenchmarkConfig, model: ModelConfig, parallel: ParallelConfig
+) -> Problems:
     stages, split = parallel.pp * parallel.vp, parallel.layers_per_stage
+    if tunes(task, benchmark):  # which need not build them all: eellm.config.rules.tuning
+        return
     if split is None:
         if model.num_layers % stages:
             reason = f"not divisible by parallel.pp x parallel.vp = {stages} stages"

@@ -19,10 +19,16 @@ LONG_LINE = 1 << 26
 
 
 def documents(data: DataConfig) -> Iterator[Document]:
+    for place, name, record in records(data):
+        yield Document(name, _text(record, data.text_field, place))
+
+
+def records(data: DataConfig) -> Iterator[tuple[str, str, dict]]:
+    """(place for messages, name inside the corpus, object) of every line that is not blank. Raises DataError."""
     for name, path in given_files(data):
         for number, line in enumerate(_lines(path), start=1):
             if line.strip():
-                yield Document(f"{name}:{number}", _text(line, data.text_field, f"{path}:{number}"))
+                yield f"{path}:{number}", f"{name}:{number}", _record(line, f"{path}:{number}")
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -50,14 +56,21 @@ def _rest_of_line(file: BinaryIO, begun: int, place: str) -> bytes:
     return file.readline()
 
 
-def _text(line: bytes, field: str, place: str) -> str:
+def _text(record: dict, field: str, place: str) -> str:
+    if not isinstance(record.get(field), str):
+        raise DataError(
+            f"{place}: no text in the field '{field}'; the line has the fields {sorted(record)}. Set data.text_field."
+        )
+    return record[field]
+
+
+def _record(line: bytes, place: str) -> dict:
     try:
         record = json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise DataError(f"{place}: not UTF-8 (byte {error.start} of the line).") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{place}: not JSON ({error.msg}, column {error.colno}). jsonl holds one JSON object a line.") from error
-    if not isinstance(record, dict) or not isinstance(record.get(field), str):
-        has = f"has the fields {sorted(record)}" if isinstance(record, dict) else f"is a {type(record).__name__}"
-        raise DataError(f"{place}: no text in the field '{field}'; the line {has}. Set data.text_field.")
-    return record[field]
+    if not isinstance(record, dict):
+        raise DataError(f"{place}: no JSON object; the line is a {type(record).__name__}. jsonl holds one JSON object a line.")
+    return record
