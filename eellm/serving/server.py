@@ -31,8 +31,8 @@ class Protocol(H11Protocol):
     `open_by` counts the connections of each client address.
     """
 
-    def __init__(self, max_connections: int, open_by: Counter[str], **arguments: Any):
-        super().__init__(**arguments)
+    def __init__(self, max_connections: int, open_by: Counter[str], **_uvicorns: Any):
+        super().__init__(**_uvicorns)
         self._max_connections, self._open_by = max_connections, open_by
         self._address = ""
 
