@@ -52,7 +52,8 @@ class TuningEngine:
         if forward_only:
             return self._forward.run(batch, weights, forward_only=True)
         sums, waiting = LossSums(), _Waiting()
-        sends = self.chunks.groups.layout.num_stages > 1
+        groups = self.chunks.groups
+        sends = groups.pp_rank < groups.layout.pp - 1  # the last rank would only wait for its next microbatch first
 
         def tuning(_: int, microbatch: Microbatch) -> HeadVisitor:
             waiting.run()
@@ -64,7 +65,7 @@ class TuningEngine:
         num_tokens = batch.loss_mask.sum().to(torch.int)
         with cpu_stand_ins():
             self.chunks.config.finalize_model_grads_func(self.chunks.wrapped, num_tokens.clone())
-        return reduce_losses(sums, self.chunks.spec.heads, int(num_tokens), self.chunks.groups)
+        return reduce_losses(sums, self.chunks.spec.heads, int(num_tokens), groups)
 
     def _pass(self, batch: GlobalBatch, visitor_of: VisitorOf) -> None:
         """Through the backbone, or where the hidden states at all exits are kept, past it."""
