@@ -113,7 +113,8 @@ def _backward_starts_from_a_loss(program: Program, exit_stages: Collection[int] 
                 continue
             stage = program.stage(rank, action.chunk)
             if stage + 1 < program.num_stages and stage not in (exit_stages or ()):
-                yield f"rank {rank}: {action} has no loss: stage {stage} has no exit, and no gradient comes from stage {stage + 1}"
+                reason = f"stage {stage} has no exit, and no gradient comes from stage {stage + 1}"
+                yield f"rank {rank}: {action} has no loss: {reason}"
 
 
 def _is_bounded(program: Program, in_flight: int | None) -> Violations:

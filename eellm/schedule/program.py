@@ -53,6 +53,25 @@ class Action(NamedTuple):
         return f"{self.kind.value}{self.microbatch}" + (f".{self.chunk}" if self.chunk else "")
 
 
+class Step(NamedTuple):
+    """An action with what does not depend on costs: its stage, the number of its work, and the numbers of the messages that it
+    waits for and makes (-1: none)."""
+
+    action: Action
+    stage: int
+    work: int
+    waits_for: int
+    makes: int
+
+
+_KINDS = (Kind.FORWARD, Kind.FORWARD_ONLY, Kind.BACKWARD, Kind.WEIGHT)
+
+
+def work_number(stage: int, kind: Kind, split: bool) -> int:
+    """Numbers stage, kind and whether the backward pass is split, without gaps."""
+    return (2 * stage + split) * len(_KINDS) + _KINDS.index(kind)
+
+
 @dataclass(frozen=True)
 class Program:
     """`ranks[r]` are the actions of pipeline rank r."""
@@ -101,6 +120,31 @@ class Program:
 
     def runs_backward(self, stage: int, microbatch: int) -> bool:
         return Kind.BACKWARD in self.passes.get((stage, microbatch), ())
+
+    def needed(self, stage: int, action: Action) -> tuple[int, int, int] | None:
+        """What an action waits for: (the stage that makes it, microbatch, 1 for hidden states and -1 for gradients)."""
+        if action.kind in FORWARDS:
+            return (stage - 1, action.microbatch, 1) if stage else None
+        if action.kind is Kind.BACKWARD and self.runs_backward(stage + 1, action.microbatch):
+            return stage + 1, action.microbatch, -1
+        return None
+
+    @cached_property
+    def steps(self) -> list[list[Step]]:
+        """The computation by rank, looked up once: programs are simulated with many costs."""
+        ranks = self.computation.ranks
+        return [[self._step(rank, action) for action in actions] for rank, actions in enumerate(ranks)]
+
+    def _step(self, rank: int, action: Action) -> Step:
+        stage = self.stage(rank, action.chunk)
+        needed, direction = self.needed(stage, action), 1 if action.kind in FORWARDS else -1
+        makes = -1 if action.kind is Kind.WEIGHT else self._message(stage, action.microbatch, direction)
+        work = work_number(stage, action.kind, Kind.WEIGHT in self.passes[stage, action.microbatch])
+        return Step(action, stage, work, -1 if needed is None else self._message(*needed), makes)
+
+    def _message(self, stage: int, microbatch: int, direction: int) -> int:
+        """Odd for hidden states, even for gradients."""
+        return 2 * (stage * self.num_microbatches + microbatch) + (direction > 0)
 
     def transfer_into(self, action: Action, rank: int) -> tuple[Action, int] | None:
         """(receive, sender's rank) that must come before a computation, if it needs one: hidden states of the stage before,
