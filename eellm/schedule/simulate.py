@@ -19,7 +19,8 @@ TOLERANCE = 1e-9
 
 
 class Box(NamedTuple):
-    """An action in time. `memory`: bytes of the rank's activations while it runs, its own passing ones included."""
+    """An action in time. `memory`: bytes of the rank's activations while it runs, its own passing ones included; `kept_bytes`:
+    those that are left when it ends."""
 
     rank: int
     stage: int
@@ -27,6 +28,7 @@ class Box(NamedTuple):
     start: float
     end: float
     memory: float
+    kept_bytes: float
     parts: tuple[tuple[str, float], ...]
 
     @property
@@ -130,8 +132,9 @@ class _Simulation:
             done, length = self.work[work]
             end = start + length
             held += done.held_bytes
-            boxes.append(Box(rank, stage, action, start, end, held + done.passing_bytes, done.parts))
+            memory = held + done.passing_bytes
             held -= done.freed_bytes
+            boxes.append(Box(rank, stage, action, start, end, memory, held, done.parts))
             if makes >= 0:
                 channel, transfer, latency = self.travel[2 * stage + makes % 2]
                 sent = channel_free[channel] = max(end, channel_free[channel]) + transfer
