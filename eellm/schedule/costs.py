@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LAYERS = "layers"
 WEIGHTS = "weight gradients"
@@ -12,7 +12,8 @@ WEIGHTS = "weight gradients"
 
 @dataclass(frozen=True)
 class HeadCosts:
-    """An exit or the final head. `logits_bytes` exist while it runs; `kept_bytes` from its forward to its backward pass."""
+    """An exit or the final head. `logits_bytes` exist in its forward pass; `kept_bytes` from its forward to its backward pass,
+    which for a deferred exit are one."""
 
     name: str
     forward: float
@@ -25,13 +26,15 @@ class HeadCosts:
 @dataclass(frozen=True)
 class StageCosts:
     """`forward` and `backward` are the layers' (and the embedding's); `weight` is the share of `backward` that makes gradients
-    of weights. `kept_bytes` are the layers' activations from forward to backward, `output_bytes` what the next stage is sent."""
+    of weights. `kept_bytes` are the layers' activations from forward to backward, `working_bytes` exist in the backward pass,
+    `output_bytes` are what the next stage is sent."""
 
     forward: float
     backward: float
     weight: float = 0.0
     heads: tuple[HeadCosts, ...] = ()
     kept_bytes: float = 0.0
+    working_bytes: float = 0.0
     output_bytes: float = 0.0
 
     @property
@@ -51,13 +54,8 @@ class Costs:
     bandwidth: float = math.inf
 
     def without_exits(self) -> Costs:
-        bare = [_bare(stage) for stage in self.stages]
-        return Costs(bare, self.deferred, self.latency, self.bandwidth)
-
-
-def _bare(stage: StageCosts) -> StageCosts:
-    heads = tuple(head for head in stage.heads if not head.is_exit)
-    return StageCosts(stage.forward, stage.backward, stage.weight, heads, stage.kept_bytes, stage.output_bytes)
+        bare = [replace(stage, heads=tuple(head for head in stage.heads if not head.is_exit)) for stage in self.stages]
+        return replace(self, stages=bare)
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,9 @@ def backward_pass(stage: StageCosts, deferred: bool, split: bool) -> Pass:
     for head in reversed(stage.heads):
         parts.append((head.name, head.backward + (head.forward if deferred and head.is_exit else 0.0)))
     parts.append((LAYERS, stage.backward - (stage.weight if split else 0.0)))
+    late = [head.logits_bytes + head.kept_bytes for head in stage.heads if deferred and head.is_exit]
     freed = 0.0 if split else _held(stage, deferred)
-    return Pass(tuple(parts), freed_bytes=freed, passing_bytes=_logits(stage.heads))
+    return Pass(tuple(parts), freed_bytes=freed, passing_bytes=max([stage.working_bytes, *late]))
 
 
 def weight_pass(stage: StageCosts, deferred: bool) -> Pass:

@@ -169,14 +169,15 @@ def test_exits_on_middle_stages_cost_nothing_per_microbatch(exits: tuple[int, ..
 
 
 def test_deferral_keeps_logits_of_one_microbatch() -> None:
-    """By rank: P - s microbatches of activations; eager exits keep their logits as long, deferred ones while they run."""
+    """By rank: P - s microbatches of activations; what exits keep for their backward pass is there as often if they are
+    eager, once if they are deferred. Logits pass."""
     head = HeadCosts("exit", 1, 2, logits_bytes=100, kept_bytes=100)
     stages = [StageCosts(2, 4, heads=(head,), kept_bytes=10)] * 4
     deferred, eager = (simulate(one_f_one_b(4, 8), Costs(stages, deferred=deferred)) for deferred in (True, False))
-    assert deferred.peak_bytes == [(4 - rank) * 10 + 100 for rank in range(4)]
+    assert deferred.peak_bytes == [(4 - rank) * 10 + 200 for rank in range(4)]
     assert eager.peak_bytes == [(4 - rank) * 110 + 100 for rank in range(4)]
     assert simulate(forward_only(4, 8), Costs(stages)).peak_bytes == [100] * 4
-    assert simulate(gpipe(4, 8), Costs(stages)).peak_bytes == [8 * 10 + 100] * 4
+    assert simulate(gpipe(4, 8), Costs(stages)).peak_bytes == [8 * 10 + 200] * 4
     assert simulate(zero_bubble_h1(4, 8), Costs([StageCosts(1, 2, 1, kept_bytes=10)] * 4)).peak_bytes == [40] * 4
 
 
