@@ -2,7 +2,7 @@
 
 Part 1 fills the warm-up bubble of the first stages: forward and backward there only, with the losses of exits. Part 2 fills
 the cool-down bubble of the last stages: forward everywhere, backward there only. Microbatches are numbered: N ordinary ones,
-then those of part 2, then those of part 1.
+then those of part 2, then those of part 1. What each counts for is in `eellm.schedule.weights`.
 """
 
 from __future__ import annotations
@@ -40,24 +40,6 @@ class Filling:
     @cached_property
     def part_one(self) -> range:
         return range(self.num_microbatches - len(self.reach), self.num_microbatches)
-
-    def exit_weight(self, stage: int, microbatch: int) -> float:
-        """Weight of an exit's loss on a stage where it is injected. For every loss and every stage before it, the weights of
-        all microbatches then sum to 1, which makes the gradient an unbiased mean."""
-        share = 1 / (self.ordinary + self.part_one_on(stage))
-        if microbatch in self.part_one:
-            return share
-        return self.ordinary * share / (self.ordinary + self.part_two_on(stage))
-
-    def final_weight(self) -> float:
-        """Weight of the final head's loss where it is injected."""
-        return 1 / (self.ordinary + self.part_two_on(self.pp - 1))
-
-    def gradient_scale(self, stage: int, microbatch: int) -> float:
-        """Factor on the gradient that `stage` receives from the stage after it."""
-        if microbatch in self.part_one:
-            return 1.0
-        return (self.ordinary + self.part_two_on(stage + 1)) / (self.ordinary + self.part_two_on(stage))
 
 
 def most_fillers(pp: int, ratio: float) -> int:
