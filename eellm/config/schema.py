@@ -136,7 +136,7 @@ class ScheduleConfig(Node):
     """Pipeline schedule; `auto`: interleaved when vp > 1, one_f_one_b otherwise; `bubble_filling`: EE-LLM's partial microbatches
     in the bubbles of 1F1B, without its bias; `csv`: a program of your own."""
     engine: Literal["auto", "megatron", "executor"]
-    """What runs it: megatron-core's functions (1F1B, interleaved) or the executor of programs; `auto`: the former where it can."""
+    """What runs it: megatron-core's functions (1F1B, interleaved) or the executor of programs; `auto`: the first that can."""
     path: str | None
     """File of `csv`: a row for each pipeline rank, cells such as F0 and B0.1 (`eellm/schedule/csv_file.py`)."""
     backward_forward_ratio: Positive

@@ -16,7 +16,8 @@ from eellm.model.stage import Stage
 
 @dataclass(frozen=True)
 class Chunks:
-    """`plan` is the whole model's; `stages` are this rank's bare modules, `wrapped` the same behind megatron-core's DistributedDataParallel."""
+    """`plan` is the whole model's; `stages` are this rank's bare modules, `wrapped` the same behind megatron-core's
+    DistributedDataParallel."""
 
     spec: ModelSpec
     plan: list[StageSpec]

@@ -156,7 +156,9 @@ class _Step:
             hidden.requires_grad_()
         stage.set_input_tensor(hidden)
         with torch.set_grad_enabled(keep):
-            output = chunks.wrapped[number](self.batch[index], self._visitor(stage.stage_spec.index, index) if keep else Passing())
+            output = chunks.wrapped[number](
+                self.batch[index], self._visitor(stage.stage_spec.index, index) if keep else Passing()
+            )
         self.messages.made(action, output)
         if not keep:
             return

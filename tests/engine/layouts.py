@@ -61,6 +61,8 @@ class Case:
     schedule: str | None = None
     """None: megatron-core's own engine; else a schedule that the executor runs."""
     fill: tuple[int | None, int | None] = (None, None)
+    identical: bool = False
+    """All microbatches are the same one."""
 
     @property
     def parallel(self) -> ParallelLayout:
@@ -88,6 +90,8 @@ def global_batch(case: Case, dp_rank: int = 0, dp: int = 1) -> GlobalBatch:
         cut = torch.randint(1, SEQUENCE, (rows, MICRO, 1), generator=generator)
         documents = (positions >= cut).to(torch.int32)
         positions = torch.where(positions >= cut, positions - cut, positions)
+    if case.identical:
+        text, mask = text[:1].expand_as(text), mask[:1].expand_as(mask)
     parts = (text[..., :-1], text[..., 1:], mask, positions, documents)
     return GlobalBatch(*(None if part is None else part[dp_rank::dp].contiguous() for part in parts))
 

@@ -13,8 +13,8 @@ from eellm.schedule.bubble_filling import bubble_filling, fill, most_fillers
 from eellm.schedule.csv_file import read_csv, write_csv
 from eellm.schedule.invariants import first_violation, most_in_flight
 from eellm.schedule.program import Action, Kind, Program, ScheduleError, with_communication
-from eellm.schedule.weights import Filled
 from eellm.schedule.programs import forward_only, gpipe, interleaved, interleaved_order, one_f_one_b, zero_bubble_h1
+from eellm.schedule.weights import Filled
 
 RANKS, MICROBATCHES, CHUNKS = st.integers(1, 8), st.integers(1, 32), st.integers(2, 4)
 
