@@ -37,12 +37,19 @@ def schedule_of(config: ScheduleConfig, layout: ParallelLayout, plan: list[Stage
     return made
 
 
+def pipeline_schedule(layout: ParallelLayout) -> Callable[[int], Schedule]:
+    """1F1B, interleaved where ranks hold several chunks: what megatron-core's own functions run."""
+    return cache(lambda num_microbatches: Schedule(with_communication(_pipeline(layout, num_microbatches))))
+
+
+def _pipeline(layout: ParallelLayout, num_microbatches: int) -> Program:
+    if layout.vp > 1:
+        return interleaved(layout.pp, num_microbatches, layout.vp)
+    return one_f_one_b(layout.pp, num_microbatches)
+
+
 def _program(config: ScheduleConfig, layout: ParallelLayout, num_microbatches: int) -> Program:
     if config.name == "csv":
         assert config.path is not None, "validated"
         return read_csv(Path(config.path))
-    if config.name == "gpipe":
-        return gpipe(layout.pp, num_microbatches)
-    if layout.vp > 1:
-        return interleaved(layout.pp, num_microbatches, layout.vp)
-    return one_f_one_b(layout.pp, num_microbatches)
+    return gpipe(layout.pp, num_microbatches) if config.name == "gpipe" else _pipeline(layout, num_microbatches)
