@@ -15,6 +15,8 @@ from eellm.benchmark.plain_loss import LossAlone
 from eellm.benchmark.step_memory import FirstStage, step_memory
 from eellm.benchmark.variants import Variant, Variants
 from eellm.config.schema import BenchmarkConfig
+from eellm.engine.executor import ProgramEngine
+from eellm.engine.schedules import pipeline_schedule
 
 TIME_TARGET = 1.05
 """A step may take this much more than the exits' own time longer than a step without them."""
@@ -26,6 +28,8 @@ def training_figures(variants: Variants, options: BenchmarkConfig) -> list[Figur
     figures = time_figures(variants, options) + memory_figures(variants)
     if FirstStage.depth(variants.with_exits.spec):
         figures += growth_figures(variants.with_exits, options.in_flight)
+    if layout.pp > 1:
+        figures += executor_figures(variants.with_exits, options)
     if layout.num_stages == layout.tp == 1:
         figures += plain_figures(variants.with_exits, options)
     return figures
@@ -47,6 +51,20 @@ def time_figures(variants: Variants, options: BenchmarkConfig) -> list[Figure]:
         timed("time/added", "difference", "s", median_interval(added)),
         timed("time/exits_alone", "exits alone", "s", median_interval(seconds["alone"])),
         timed("time/ratio", "difference / exits alone", "x", median_interval(_ratios(added, seconds["alone"])), TIME_TARGET),
+    ]
+
+
+def executor_figures(variant: Variant, options: BenchmarkConfig) -> list[Figure]:
+    """megatron-core's schedule of the layout against the executor that runs it as a program, on the same chunks."""
+    chunks = variant.engine.chunks
+    layout = chunks.groups.layout
+    executor = ProgramEngine(chunks, variant.engine.options, pipeline_schedule(layout))
+    works: dict[str, Work] = {"megatron": variant.run, "executor": lambda: executor.run(variant.batch, variant.weights)}
+    seconds = alternate(works, CriticalPath(chunks.groups.device).seconds, options.pairs, options.warmup)
+    ratios = _ratios(seconds["executor"], seconds["megatron"])
+    return [
+        timed("executor/time", "step of the executor", "s", median_interval(seconds["executor"])),
+        timed("executor/ratio", "executor / megatron-core's schedule", "x", median_interval(ratios), TIME_TARGET),
     ]
 
 

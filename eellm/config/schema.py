@@ -141,8 +141,19 @@ class ParallelConfig(Node):
 
 
 class ScheduleConfig(Node):
-    name: Literal["auto", "one_f_one_b", "interleaved"]
-    """Pipeline schedule; `auto`: interleaved when vp > 1, one_f_one_b otherwise."""
+    name: Literal["auto", "one_f_one_b", "interleaved", "gpipe", "bubble_filling", "csv"]
+    """Pipeline schedule; `auto`: interleaved when vp > 1, one_f_one_b otherwise; `bubble_filling`: EE-LLM's partial microbatches
+    in the bubbles of 1F1B, without its bias; `csv`: a program of your own."""
+    engine: Literal["auto", "megatron", "executor"]
+    """What runs it: megatron-core's functions (1F1B, interleaved) or the executor of programs; `auto`: the first that can."""
+    path: str | None
+    """File of `csv`: a row for each pipeline rank, cells such as F0 and B0.1 (`eellm/schedule/csv_file.py`)."""
+    backward_forward_ratio: Positive
+    """Of `bubble_filling`: time of a backward pass over that of a forward pass; the microbatches that fit follow from it."""
+    part_one: NonNegative | None
+    """Of `bubble_filling`: microbatches in the warm-up bubble, at most those that fit; null = those."""
+    part_two: NonNegative | None
+    """Of `bubble_filling`: the same of the cool-down bubble."""
 
 
 class RampUpConfig(Node):

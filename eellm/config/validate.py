@@ -19,6 +19,7 @@ from eellm.config.rules import (
     harness,
     model,
     parallel,
+    schedule,
     serving,
     training,
     tuning,
@@ -26,7 +27,7 @@ from eellm.config.rules import (
 from eellm.config.schema import Config
 from eellm.errors import Problem
 
-FIELDS = (model, parallel, data, training, decoding, calibration, harness, serving, tuning, convert, command)
+FIELDS = (model, parallel, schedule, data, training, decoding, calibration, harness, serving, tuning, convert, command)
 RULES = [rule for field in FIELDS for rule in field.RULES]
 assert all(set(inspect.signature(rule).parameters) <= {*Config.model_fields, "groups", "request"} for rule in RULES)
 

@@ -16,9 +16,11 @@ from eellm.model.stage import Stage
 
 @dataclass(frozen=True)
 class Chunks:
-    """`stages` are the bare modules, `wrapped` the same behind megatron-core's DistributedDataParallel."""
+    """`plan` is the whole model's; `stages` are this rank's bare modules, `wrapped` the same behind megatron-core's
+    DistributedDataParallel."""
 
     spec: ModelSpec
+    plan: list[StageSpec]
     groups: Groups
     config: TransformerConfig
     stages: list[Stage]
@@ -77,4 +79,4 @@ def build_chunks(spec: ModelSpec, plan: list[StageSpec], groups: Groups, options
         if options.exits_only:
             stage.freeze_backbone()
     wrapped = wrap(stages, config, groups, options.reduction) if options.trainable else stages
-    return Chunks(spec, groups, config, stages, wrapped)
+    return Chunks(spec, plan, groups, config, stages, wrapped)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,15 +52,20 @@ class TrainingEngine(Engine, Protocol):
     """The factor that the optimizer applies to losses (fp16's loss scale); exits take the same."""
 
 
-def reduce_losses(sums: LossSums, heads: list[str], num_tokens: int, groups: Groups) -> Losses:
+def reduce_losses(
+    sums: LossSums, heads: list[str], num_tokens: int, groups: Groups, computed: Mapping[str, float] | None = None
+) -> Losses:
     """Sum over pipeline stages (each head lives on one) and data-parallel ranks; tensor-parallel ranks already agree.
 
-    `num_tokens` is this data-parallel rank's count of unmasked tokens, known on every stage.
+    `num_tokens` is this data-parallel rank's count of unmasked tokens, known on every stage; `computed` says by head for how
+    many of them its loss was computed, None: for all.
     """
     local = [sums.sums[name].double() if name in sums.sums else torch.zeros((), dtype=torch.float64) for name in heads]
     packed = torch.stack([value.to(groups.device) for value in local])
     dist.all_reduce(packed, group=groups.pp)
-    packed = torch.cat((packed, packed.new_tensor([float(num_tokens)])))
+    counts = [num_tokens if computed is None else computed[name] for name in heads]
+    packed = torch.cat((packed, packed.new_tensor([*counts, num_tokens])))
     dist.all_reduce(packed, group=groups.dp)
-    *values, tokens = packed.tolist()
-    return Losses({name: value / max(tokens, 1.0) for name, value in zip(heads, values, strict=True)}, int(tokens))
+    values = packed.tolist()
+    means = {name: value / max(tokens, 1.0) for name, value, tokens in zip(heads, values, values[len(heads) :], strict=False)}
+    return Losses(means, int(values[-1]))

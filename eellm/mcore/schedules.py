@@ -1,11 +1,15 @@
-"""megatron-core's forward-backward functions behind one call."""
+"""megatron-core's forward-backward functions behind one call, and the steps that they are made of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.pipeline_parallel.schedules import custom_backward, deallocate_output_tensor
+
+from eellm.mcore.parts import TransformerConfig
 
 
 def forward_backward(
@@ -26,3 +30,20 @@ def forward_backward(
         micro_batch_size=shape[1],
         forward_only=forward_only,
     )
+
+
+def free_data(output: torch.Tensor) -> None:
+    """Let go of the values of a stage's output, which lives on for its graph only; what has been sent is another alias."""
+    deallocate_output_tensor(output, deallocate_pipeline_outputs=True)
+
+
+def back_propagate(output: torch.Tensor, grad: torch.Tensor) -> None:
+    """`output.backward(grad)` for an output without values, of which autograd would say that the shapes differ."""
+    custom_backward(output, grad)
+
+
+def reduce_gradients(wrapped: list[Any], config: TransformerConfig, num_tokens: int) -> None:
+    """What the schedules do after the last microbatch: reduce gradients, divide them by the tokens of all data-parallel ranks,
+    of which `num_tokens` are this rank's."""
+    device = next(wrapped[0].parameters()).device
+    config.finalize_model_grads_func(wrapped, torch.tensor(num_tokens, dtype=torch.int, device=device))

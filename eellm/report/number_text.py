@@ -75,3 +75,21 @@ def plural(number: int, noun: str) -> str:
 def listing(words: list[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def binary_bytes(value: float) -> str:
+    """512 B, 3.4 MiB, 12.5 GiB."""
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if value >= 1024**power:
+            return f"{value / 1024**power:.1f} {unit}"
+    return f"{value:.0f} B"
+
+
+def time_text(seconds: float) -> str:
+    """25.1 s, 3.42 ms, 12.0 us; with hours and minutes above ten minutes."""
+    if seconds >= 600:
+        return duration(seconds)
+    for size, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us" if seconds else "0 s"

@@ -55,6 +55,18 @@ def mode_colour(index: int, ink: Ink) -> str:
     return [ink.text, *MODES][index % (1 + len(MODES))]
 
 
+def pass_colours() -> dict[str, str]:
+    """Fills of a Gantt chart's bars: light enough for dark text on either background, and of different lightness."""
+    return {
+        "forward": oklch(0.80, 0.09, 245),
+        "forward_only": oklch(0.94, 0.03, 245),
+        "backward": oklch(0.86, 0.10, 155),
+        "weight": oklch(0.78, 0.10, 25),
+        "exit": oklch(0.88, 0.15, 90),
+        "final": oklch(0.74, 0.09, 310),
+    }
+
+
 def oklch(lightness: float, chroma: float, hue: float) -> str:
     """sRGB hex of an OKLCH colour; chroma is lowered until the colour exists in sRGB."""
     while True:

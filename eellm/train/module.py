@@ -17,8 +17,8 @@ from eellm.data.batches import loaders
 from eellm.data.corpus import Corpus
 from eellm.device_clock import wait_for
 from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
-from eellm.engine.megatron import MegatronEngine
 from eellm.engine.protocol import Losses, TrainingEngine
+from eellm.engine.schedules import training_engine
 from eellm.mcore.data_parallel import ReductionOptions
 from eellm.mcore.groups import Groups
 from eellm.mcore.optimizer import MegatronOptimizer, StepResult
@@ -92,7 +92,9 @@ class EarlyExitModule(LightningModule):
         return build_chunks(self.spec, self.plan, self.groups, options)
 
     def _build_engine(self) -> TrainingEngine:
-        return MegatronEngine(self.chunks, ObjectiveOptions(self.run_config.exits.deferred, self.run_config.trainer.loss_chunk))
+        config = self.run_config
+        options = ObjectiveOptions(config.exits.deferred, config.trainer.loss_chunk)
+        return training_engine(config.schedule, self.chunks, options)
 
     def _build_optimizer(self) -> MegatronOptimizer:
         config = self.run_config

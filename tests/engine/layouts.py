@@ -10,10 +10,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from eellm.config.schema import OptimizerConfig, PrecisionConfig
+from eellm.config.schema import OptimizerConfig, PrecisionConfig, ScheduleConfig
 from eellm.data.batch import GlobalBatch
 from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
+from eellm.engine.executor import ProgramEngine
 from eellm.engine.megatron import MegatronEngine
+from eellm.engine.schedules import schedule_of
 from eellm.layout import ParallelLayout
 from eellm.mcore.data_parallel import ReductionOptions
 from eellm.mcore.groups import init_groups
@@ -56,6 +58,11 @@ class Case:
     unmasked: int | None = None
     documents: bool = False
     token_confidence: bool = False
+    schedule: str | None = None
+    """None: megatron-core's own engine; else a schedule that the executor runs."""
+    fill: tuple[int | None, int | None] = (None, None)
+    identical: bool = False
+    """All microbatches are the same one."""
 
     @property
     def parallel(self) -> ParallelLayout:
@@ -83,6 +90,8 @@ def global_batch(case: Case, dp_rank: int = 0, dp: int = 1) -> GlobalBatch:
         cut = torch.randint(1, SEQUENCE, (rows, MICRO, 1), generator=generator)
         documents = (positions >= cut).to(torch.int32)
         positions = torch.where(positions >= cut, positions - cut, positions)
+    if case.identical:
+        text, mask = text[:1].expand_as(text), mask[:1].expand_as(mask)
     parts = (text[..., :-1], text[..., 1:], mask, positions, documents)
     return GlobalBatch(*(None if part is None else part[dp_rank::dp].contiguous() for part in parts))
 
@@ -127,11 +136,24 @@ class Piece:
     """None where the parameter is frozen."""
 
 
+def engine_of(case: Case, chunks: Chunks) -> MegatronEngine | ProgramEngine:
+    if case.schedule is None:
+        return MegatronEngine(chunks, case.options)
+    return ProgramEngine(chunks, case.options, schedule_of(schedule_config(case), case.parallel, chunks.plan))
+
+
+def schedule_config(case: Case) -> ScheduleConfig:
+    first, second = case.fill
+    return ScheduleConfig(
+        name=case.schedule, engine="executor", path=None, backward_forward_ratio=2.0, part_one=first, part_two=second
+    )
+
+
 def one_step(rank: int, case: Case) -> dict:
     """Losses, this rank's parameters with their gradients, and the gradient norm that the optimizer reports."""
     chunks = build(case, rank)
     optimizer = optimizer_of(case, chunks)
-    engine = MegatronEngine(chunks, case.options)
+    engine = engine_of(case, chunks)
     engine.grad_scale = optimizer.loss_scale
     batch = global_batch(case, chunks.groups.dp_rank, case.parallel.dp)
     chunks.zero_grad()

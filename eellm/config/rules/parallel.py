@@ -10,7 +10,6 @@ from eellm.config.schema import (
     DataConfig,
     ModelConfig,
     ParallelConfig,
-    ScheduleConfig,
     TaskConfig,
     TokenizerConfig,
 )
@@ -68,17 +67,6 @@ def layers_fill_the_stages(
         yield Problem("parallel.layers_per_stage", split, reason, "make the entries add up to the model's layers")
 
 
-def schedule_suits_the_stages(parallel: ParallelConfig, schedule: ScheduleConfig) -> Problems:
-    pp, vp = parallel.pp, parallel.vp
-    if vp > 1 and pp == 1:
-        yield Problem("parallel.vp", vp, "model chunks need pipeline ranks (parallel.pp=1)", "parallel.pp=2, or parallel.vp=1")
-    if schedule.name == "interleaved" and vp == 1:
-        yield Problem("schedule.name", schedule.name, "nothing to interleave (parallel.vp=1)", "parallel.vp=2, or schedule=auto")
-    if schedule.name == "one_f_one_b" and vp > 1:
-        reason = f"runs one model chunk a rank, parallel.vp={vp}"
-        yield Problem("schedule.name", schedule.name, reason, "schedule=interleaved or auto, or parallel.vp=1")
-
-
 def microbatches_divide_the_batch(
     task: TaskConfig, benchmark: BenchmarkConfig, parallel: ParallelConfig, data: DataConfig, request: Request
 ) -> Problems:
@@ -123,7 +111,6 @@ RULES: list[Callable[..., Problems]] = [
     matrices_divide_over_tp,
     sequence_parallel_fits,
     layers_fill_the_stages,
-    schedule_suits_the_stages,
     microbatches_divide_the_batch,
     microbatches_divide_the_ramp_up,
     ranks_fill_the_layout,

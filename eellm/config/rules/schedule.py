@@ -1,0 +1,65 @@
+"""Rules on the pipeline schedule: what the layout, the batch and the engine allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from eellm.config.request import Request
+from eellm.config.schema import DataConfig, ParallelConfig, ScheduleConfig, TaskConfig
+from eellm.errors import Problem
+from eellm.schedule.bubble_filling import most_fillers
+
+Problems = Iterator[Problem]
+
+MEGATRONS = ("auto", "one_f_one_b", "interleaved")
+"""What megatron-core's own functions run."""
+
+
+def schedule_suits_the_stages(parallel: ParallelConfig, schedule: ScheduleConfig) -> Problems:
+    pp, vp = parallel.pp, parallel.vp
+    if vp > 1 and pp == 1:
+        yield Problem("parallel.vp", vp, "model chunks need pipeline ranks (parallel.pp=1)", "parallel.pp=2, or parallel.vp=1")
+    if schedule.name == "interleaved" and vp == 1:
+        yield Problem("schedule.name", schedule.name, "nothing to interleave (parallel.vp=1)", "parallel.vp=2, or schedule=auto")
+    if schedule.name in ("one_f_one_b", "gpipe", "bubble_filling") and vp > 1:
+        reason = f"runs one model chunk a rank, parallel.vp={vp}"
+        yield Problem("schedule.name", schedule.name, reason, "schedule=interleaved or auto, or parallel.vp=1")
+
+
+def engine_runs_the_schedule(schedule: ScheduleConfig) -> Problems:
+    if schedule.engine == "megatron" and schedule.name not in MEGATRONS:
+        reason = f"megatron-core has no schedule {schedule.name}"
+        yield Problem("schedule.engine", schedule.engine, reason, "schedule.engine=auto")
+
+
+def fillers_leave_whole_microbatches(
+    task: TaskConfig, schedule: ScheduleConfig, parallel: ParallelConfig, data: DataConfig, request: Request
+) -> Problems:
+    """Bubble filling has bubbles that a microbatch fits into, and fills them with fewer microbatches than there are."""
+    if schedule.name != "bubble_filling" or task.name not in ("train", "quickstart"):
+        return
+    most, ratio = most_fillers(parallel.pp, schedule.backward_forward_ratio), schedule.backward_forward_ratio
+    if most == 0:
+        reason = f"no microbatch fits into the bubbles of {parallel.pp} stages with schedule.backward_forward_ratio={ratio:g}"
+        yield Problem("schedule.name", schedule.name, reason, "more stages (parallel.pp=4), or schedule=auto")
+        return
+    dp = request.data_parallel(parallel)
+    if dp is None:
+        return
+    unit = data.micro_batch_size * dp
+    fillers = sum(most if count is None else min(count, most) for count in (schedule.part_one, schedule.part_two))
+    sizes = {"data.global_batch_size": data.global_batch_size}
+    if data.ramp_up is not None:
+        sizes["data.ramp_up.start"] = data.ramp_up.start
+    for path, size in sizes.items():
+        if size // unit <= fillers:
+            reason = f"makes {size // unit} microbatches, of which {fillers} would fill bubbles and none would be whole"
+            fix = f"{path}={(fillers + 1) * unit} or more, or smaller schedule.part_one and part_two"
+            yield Problem(path, size, reason, fix)
+
+
+RULES: list[Callable[..., Problems]] = [
+    schedule_suits_the_stages,
+    engine_runs_the_schedule,
+    fillers_leave_whole_microbatches,
+]

@@ -1,0 +1,84 @@
+"""What a program's ranks send each other: hidden states forward, gradients back, all of one shape."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+import torch.distributed as dist
+
+from eellm.mcore.groups import Groups
+from eellm.schedule.invariants import matching_receive, sender_of
+from eellm.schedule.program import FORWARDS, RECEIVES, Action, Kind, Program
+
+AHEAD = 2
+"""Receives that wait for their messages before it is their turn, where the transport allows it: sends then need not wait."""
+
+
+class Messages:
+    """Of one rank in one step. `shape` is that of hidden states, [s, b, h] (s divided by tp under sequence parallelism).
+
+    Messages have no names: between two ranks the n-th that is sent is the n-th that is received.
+    """
+
+    def __init__(self, program: Program, groups: Groups, shape: tuple[int, ...], dtype: torch.dtype):
+        self.program, self.groups, self.shape, self.dtype = program, groups, shape, dtype
+        self.rank = groups.pp_rank
+        self._to_receive = deque(action for action in program.ranks[self.rank] if action.kind in RECEIVES)
+        self._under_way: dict[Action, tuple[torch.Tensor, dist.Work]] = {}
+        self._arrived: dict[Action, torch.Tensor] = {}
+        self._made: dict[Action, torch.Tensor] = {}
+        self._sending: deque[tuple[torch.Tensor, dist.Work]] = deque()
+        # operations between two ranks run one after the other under NCCL: there every rank keeps to the program's order
+        self._ahead = AHEAD if groups.device.type == "cpu" else 0
+
+    def empty(self) -> torch.Tensor:
+        return torch.empty(self.shape, dtype=self.dtype, device=self.groups.device)
+
+    def receive(self, action: Action) -> None:
+        """Wait for a message."""
+        self._listen(self._ahead + (action not in self._under_way))
+        tensor, work = self._under_way.pop(action)
+        work.wait()
+        self._arrived[action] = tensor
+
+    def send(self, action: Action) -> None:
+        """Hand on what has been made; returns before it has arrived."""
+        self._listen(self._ahead)
+        tensor = self._made.pop(action)
+        work = dist.isend(tensor, group=self.groups.pp, group_dst=matching_receive(self.program, self.rank, action)[1])
+        assert work is not None
+        self._sending.append((tensor, work))
+        while self._sending and self._sending[0][1].is_completed():
+            self._sending.popleft()
+
+    def hidden(self, action: Action) -> torch.Tensor | None:
+        """What a forward pass takes in; None on the first stage."""
+        return self._arrived.pop(action._replace(kind=Kind.RECV_FORWARD), None)
+
+    def gradient(self, action: Action) -> torch.Tensor | None:
+        """Of the output of a backward pass; None where the next stage does not back-propagate the microbatch."""
+        return self._arrived.pop(action._replace(kind=Kind.RECV_BACKWARD), None)
+
+    def made(self, action: Action, tensor: torch.Tensor) -> None:
+        """Keep a pass's result for its send, if it has one."""
+        if self.program.transfer_out(action, self.rank) is not None:
+            kind = Kind.SEND_FORWARD if action.kind in FORWARDS else Kind.SEND_BACKWARD
+            self._made[action._replace(kind=kind)] = tensor.detach()
+
+    def finish(self) -> None:
+        """Wait until everything that was sent has gone; nothing else may be left."""
+        for _, work in self._sending:
+            work.wait()
+        left = [*self._to_receive, *self._under_way, *self._arrived, *self._made]
+        assert not left, f"never used: {', '.join(map(str, left))}"
+
+    def _listen(self, most: int) -> None:
+        """Be ready for the next messages, in the program's order, until `most` are expected."""
+        while self._to_receive and len(self._under_way) < most:
+            action = self._to_receive.popleft()
+            tensor = self.empty()
+            source = sender_of(self.program, self.rank, action)
+            work = dist.irecv(tensor, group=self.groups.pp, group_src=source)
+            assert work is not None
+            self._under_way[action] = tensor, work

@@ -1,0 +1,1 @@
+"""Pipeline schedules as data: programs, their invariants, a simulator and drawings. No torch."""
