@@ -39,6 +39,8 @@ GROUPS = {
         "benchmark",
         "prepare",
         "serve",
+        "plan",
+        "device_profile",
         "logger",
         "experiment",
         "study",
@@ -62,7 +64,9 @@ def runnable(overrides: list[str], run: Path, files: Path) -> list[str]:
     for ending in (".bin", ".idx"):
         (files / f"corpus_text_document{ending}").touch()
     names = {"outputs/train/default/<time>": str(run), "=README.md": f"={CONF.parent / 'conf' / 'config.yaml'}"}
-    names |= {f"={name}": f"={files / name}" for name in ("corpus.jsonl", "tokenizer.json", "corpus_text_document")}
+    (files / "program.csv").write_text("F0,F1,B0,F2,B1,F3,B2,B3\nF0,B0,F1,B1,F2,B2,F3,B3\n")
+    named_files = ("corpus.jsonl", "tokenizer.json", "corpus_text_document", "program.csv")
+    names |= {f"={name}": f"={files / name}" for name in named_files}
     for name, path in names.items():
         overrides = [override.replace(name, path) for override in overrides]
     return overrides

@@ -48,6 +48,7 @@ TASK_READS: dict[str, tuple[str, ...]] = {
     ),
     "prepare_data": ("prepare", "data", "tokenizer"),
     "serve": ("parallel", "precision", "decoding", "exit_policy", "serve", "logger"),
+    "plan": (*_TRAINING, "plan", "device_profile"),
 }
 """Groups, or single keys of a group, that a task reads."""
 
@@ -64,13 +65,18 @@ _ON_TASKS = tuple(f"evaluation.{key}" for key in ("tasks", "include_path", "limi
 _DECODING_BENCHMARK = ("decoding", "exit_policy", "benchmark.decodings", "benchmark.thresholds", "benchmark.batches")
 
 READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
-    (tuple(f"data.{key}" for key in _BATCHES), "task.name", ("quickstart", "train", "evaluate", "calibrate", "benchmark")),
+    (
+        tuple(f"data.{key}" for key in _BATCHES),
+        "task.name",
+        ("quickstart", "train", "evaluate", "calibrate", "benchmark", "plan"),
+    ),
     (_TRAINING_BENCHMARK, "benchmark.name", ("training",)),
     (_DECODING_BENCHMARK, "benchmark.name", ("decoding",)),
     (_ON_HELD_OUT_TEXT, "evaluation.name", ("exits",)),
     (_ON_TASKS, "evaluation.name", ("lm_eval",)),
     (("loss_weights.initial", "loss_weights.shape"), "loss_weights.kind", ("warmup", "cooldown")),
     (("loss_weights.steps",), "loss_weights.kind", ("warmup", "cooldown", "rotating")),
+    (("schedule.path",), "schedule.name", ("csv",)),
     (("optimizer.momentum",), "optimizer.name", ("sgd",)),
     (("optimizer.beta1", "optimizer.beta2", "optimizer.eps"), "optimizer.name", ("adam",)),
     (("tokenizer.path", "tokenizer.end_of_document"), "tokenizer.kind", ("file",)),

@@ -9,23 +9,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Count = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
+from eellm.config.node import Count, Fraction, Node, NonNegative, OpenFraction, Positive
+from eellm.config.planning import DeviceProfileConfig, PlanConfig
+
 DecodingMode = Literal["full", "catch_up", "kv_recompute", "pipeline", "self_speculative"]
 HeadKind = Literal["embedding", "norm", "mlp", "block"]
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-TaskName = Literal["quickstart", "train", "evaluate", "calibrate", "generate", "benchmark", "prepare_data", "serve"]
-
-
-class Node(BaseModel):
-    """Base of all config nodes: unknown keys are refused, values are read-only once built."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True)
+TaskName = Literal["quickstart", "train", "evaluate", "calibrate", "generate", "benchmark", "prepare_data", "serve", "plan"]
 
 
 class TaskConfig(Node):
@@ -127,13 +119,15 @@ class ParallelConfig(Node):
     """Data-parallel size; null = 1 locally, what is left of WORLD_SIZE under torchrun or srun."""
     sequence_parallel: bool
     """Split activations between tensor-parallel regions along the sequence."""
-    layers_per_stage: list[Count] | None
-    """Layers of each of the pp x vp stages in order; null = equal."""
+    layers_per_stage: list[Count] | Literal["balance"] | None
+    """Layers of each of the pp x vp stages in order; null = equal, balance = the slowest stage as light as can be."""
 
 
 class ScheduleConfig(Node):
-    name: Literal["auto", "one_f_one_b", "interleaved"]
-    """Pipeline schedule; `auto`: interleaved when vp > 1, one_f_one_b otherwise."""
+    name: Literal["auto", "one_f_one_b", "interleaved", "csv"]
+    """Pipeline schedule; `auto`: interleaved when vp > 1, one_f_one_b otherwise; `csv`: a program of your own, for task=plan."""
+    path: str | None
+    """File of `csv`: a row for each pipeline rank, cells such as F0 and B0.1 (`eellm/schedule/csv_file.py`)."""
 
 
 class RampUpConfig(Node):
@@ -475,6 +469,8 @@ class Config(Node):
     benchmark: BenchmarkConfig
     prepare: PrepareConfig
     serve: ServeConfig
+    plan: PlanConfig
+    device_profile: DeviceProfileConfig
     logger: LoggerConfig
     debug: DebugConfig
     study: StudyConfig | None

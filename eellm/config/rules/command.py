@@ -30,6 +30,8 @@ def runs_are_named_where_they_are_read(
     if task.name == "benchmark" and benchmark.name == "training" and checkpoint is not None:
         reason = "task=benchmark benchmark=training measures a model with random weights"
         yield Problem("checkpoint", checkpoint, reason, "leave it out, or benchmark=decoding")
+    if task.name == "plan" and checkpoint is not None:
+        yield Problem("checkpoint", checkpoint, "task=plan reads no weights, only shapes", "leave it out")
     if task.name != "train" and resume is not None:
         yield Problem("resume", resume, f"task={task.name} cannot be resumed", "leave it out, or task=train")
 
