@@ -56,6 +56,7 @@ TASK_READS: dict[str, tuple[str, ...]] = {
     "prepare_data": ("prepare", "data", "tokenizer"),
     "serve": ("parallel", "precision", "decoding", "exit_policy", "serve", "logger"),
     "convert": ("convert", "exits", "model.vocab_multiple", "data.cache_dir"),
+    "plan": (*_TRAINING, "plan", "device_profile"),
 }
 """Groups, or single keys of a group, that a task reads."""
 
@@ -79,9 +80,9 @@ READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
     (
         tuple(f"data.{key}" for key in _BATCHES),
         "task.name",
-        ("quickstart", "train", "tune", "evaluate", "calibrate", "benchmark"),
+        ("quickstart", "train", "tune", "evaluate", "calibrate", "benchmark", "plan"),
     ),
-    (_BACKWARD_THROUGH_LAYERS, "task.name", ("quickstart", "train", "benchmark")),
+    (_BACKWARD_THROUGH_LAYERS, "task.name", ("quickstart", "train", "benchmark", "plan")),
     (_STEP_BENCHMARKS, "benchmark.name", ("training", "tuning")),
     (_TRAINING_BENCHMARK, "benchmark.name", ("training",)),
     (_DECODING_BENCHMARK, "benchmark.name", ("decoding",)),
@@ -89,6 +90,7 @@ READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
     (_ON_TASKS, "evaluation.name", ("lm_eval",)),
     (("loss_weights.initial", "loss_weights.shape"), "loss_weights.kind", ("warmup", "cooldown")),
     (("loss_weights.steps",), "loss_weights.kind", ("warmup", "cooldown", "rotating")),
+    (("schedule.path",), "schedule.name", ("csv",)),
     (("optimizer.momentum",), "optimizer.name", ("sgd",)),
     (("optimizer.beta1", "optimizer.beta2", "optimizer.eps"), "optimizer.name", ("adam",)),
     (("tokenizer.path", "tokenizer.end_of_document"), "tokenizer.kind", ("file",)),

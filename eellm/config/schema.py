@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from eellm.config.node import Count, DecodingMode, FolderName, Fraction, HeadKind, Node, NonNegative, Positive
+from eellm.config.planning import DeviceProfileConfig, PlanConfig
 from eellm.config.task_options import BenchmarkConfig, CalibrationConfig, ConvertConfig, PrepareConfig, ServeConfig, TuningConfig
 
 TaskName = Literal[
-    "quickstart", "train", "tune", "evaluate", "calibrate", "generate", "benchmark", "prepare_data", "serve", "convert"
+    "quickstart", "train", "tune", "evaluate", "calibrate", "generate", "benchmark", "prepare_data", "serve", "convert", "plan"
 ]
 
 
@@ -136,8 +137,8 @@ class ParallelConfig(Node):
     """Data-parallel size; null = 1 locally, what is left of WORLD_SIZE under torchrun or srun."""
     sequence_parallel: bool
     """Split activations between tensor-parallel regions along the sequence."""
-    layers_per_stage: list[Count] | None
-    """Layers of each of the pp x vp stages in order; null = equal."""
+    layers_per_stage: list[Count] | Literal["balance"] | None
+    """Layers of each of the pp x vp stages in order; null = equal, balance = the slowest stage as light as can be."""
 
 
 class ScheduleConfig(Node):
@@ -430,6 +431,8 @@ class Config(Node):
     prepare: PrepareConfig
     serve: ServeConfig
     convert: ConvertConfig
+    plan: PlanConfig
+    device_profile: DeviceProfileConfig
     logger: LoggerConfig
     debug: DebugConfig
     study: StudyConfig | None

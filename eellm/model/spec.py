@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from eellm.config.schema import Config, ModelConfig, RotaryScalingConfig
 from eellm.layout import ParallelLayout, equal_split
@@ -197,15 +198,18 @@ def build_layout(config: Config, dp: int | None = None) -> ParallelLayout:
 def plan_stages(
     spec: ModelSpec,
     layout: ParallelLayout,
-    layers_per_stage: list[int] | None = None,
+    layers_per_stage: list[int] | Literal["balance"] | None = None,
     boundary: str = "end",
 ) -> list[StageSpec]:
-    """Cut the model, as far as it is built, into virtual stages.
+    """Cut the model, as far as it is built, into virtual stages: equal ones unless told; `balance`: such that the slowest is as
+    light as can be.
 
     `boundary` says where an exit after the last layer of a stage is computed (architecture: `end` of that
     stage, `start` of the next, or `balance`: the choice with the lightest slowest stage). The parameters
     and their global names are the same for all three.
     """
+    if layers_per_stage == "balance":
+        layers_per_stage = balanced_split(spec, layout.num_stages, boundary)
     counts = layers_per_stage or equal_split(spec.depth or spec.num_layers, layout.num_stages)
     last = list(itertools.accumulate(counts))
     first = [end - count + 1 for end, count in zip(last, counts, strict=True)]
@@ -215,6 +219,30 @@ def plan_stages(
         plans = (_cut(spec, first, last, dict(zip(on_boundary, choice, strict=True))) for choice in choices)
         return min(plans, key=lambda plan: max(stage_cost(spec, stage) for stage in plan))
     return _cut(spec, first, last, dict.fromkeys(on_boundary, boundary == "start"))
+
+
+def balanced_split(spec: ModelSpec, num_stages: int, boundary: str = "end") -> list[int]:
+    """Layers of each stage, such that the slowest stage by `stage_cost` is as light as can be and, among such splits, loads are
+    even. Exact, by dynamic programming over the ends of stages and the sides on which exits on them are computed."""
+    layers = spec.depth or spec.num_layers
+    weights = {exit_.layer: head_parameters(spec, exit_) for exit_ in spec.exits}
+    sides = {"end": (False,), "start": (True,), "balance": (False, True)}[boundary]
+    total = list(itertools.accumulate((weights.get(layer, 0) for layer in range(1, layers + 1)), initial=0))
+    # (layers so far, whether an exit on that boundary is left to the next stage) -> (slowest, sum of squares, split)
+    best: dict[tuple[int, bool], tuple[int, int, tuple[int, ...]]] = {(0, False): (0, 0, ())}
+    for stage in range(num_stages):
+        after = num_stages - stage - 1
+        found: dict[tuple[int, bool], tuple[int, int, tuple[int, ...]]] = {}
+        for (begin, inherits), (slowest, squares, split) in best.items():
+            for end in [layers] if not after else range(begin + 1, layers - after + 1):
+                heads = total[end] - total[begin] + (weights.get(begin, 0) if inherits else 0)
+                heads += 0 if after or not spec.has_final_head else head_parameters(spec, None)
+                for leaves in sides if after and end in weights else (False,):
+                    cost = (end - begin) * layer_parameters(spec) + heads - (weights[end] if leaves else 0)
+                    way = (max(slowest, cost), squares + cost**2, (*split, end - begin))
+                    found[end, leaves] = min(way, found.get((end, leaves), way))
+        best = found
+    return list(min(best.values())[2])
 
 
 def _cut(spec: ModelSpec, first: list[int], last: list[int], at_start: dict[int, bool]) -> list[StageSpec]:

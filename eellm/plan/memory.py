@@ -137,7 +137,7 @@ def mlp_bytes(spec: ModelSpec, shape: Shape) -> int:
 def head_kept_bytes(spec: ModelSpec, exit_: ExitSpec | None, shape: Shape) -> float:
     """A head from forward to backward; the loss keeps gradients of features and of the matrix in place of logits."""
     kind = "norm" if exit_ is None else exit_.head
-    kept = shape.tokens * spec.hidden_size * shape.width + parameters.matrix(spec, shape.tp) * _FP32
+    kept: float = shape.tokens * spec.hidden_size * shape.width + parameters.matrix(spec, shape.tp) * _FP32
     if kind == "mlp":
         kept += norm_bytes(spec, shape) + hidden_bytes(spec, shape) + mlp_bytes(spec, shape) / shape.tp
     elif kind == "block":

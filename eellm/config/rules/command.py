@@ -31,6 +31,8 @@ def runs_are_named_where_they_are_read(
     if task.name == "benchmark" and benchmark.name != "decoding" and checkpoint is not None:
         reason = f"task=benchmark benchmark={benchmark.name} measures a model with random weights"
         yield Problem("checkpoint", checkpoint, reason, "leave it out, or benchmark=decoding")
+    if task.name == "plan" and checkpoint is not None:
+        yield Problem("checkpoint", checkpoint, "task=plan reads no weights, only shapes", "leave it out")
     if task.name not in BEGINS_WITH_A_MODEL and resume is not None:
         yield Problem("resume", resume, f"task={task.name} cannot be resumed", "leave it out, or task=train")
 

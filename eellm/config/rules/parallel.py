@@ -59,6 +59,10 @@ def layers_fill_the_stages(
             example = [len(range(stage, model.num_layers, stages)) for stage in range(stages)]
             fix = "choose a multiple" if 0 in example else f"parallel.layers_per_stage={example}, or a multiple"
             yield Problem("model.num_layers", model.num_layers, reason, fix)
+    elif split == "balance":
+        if stages > model.num_layers:
+            reason = f"fewer than the parallel.pp x parallel.vp = {stages} stages"
+            yield Problem("model.num_layers", model.num_layers, reason, "every stage needs a layer")
     elif len(split) != stages:
         reason = f"{len(split)} entries for parallel.pp x parallel.vp = {stages} stages"
         yield Problem("parallel.layers_per_stage", split, reason, f"give {stages} entries")

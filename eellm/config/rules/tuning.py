@@ -61,10 +61,10 @@ def layers_that_run_fill_the_stages(
     if not tuning.runs_whole_model:
         depth = max(tuning.layers or exit_layers(model, exits), default=depth)
         running = "layers up to the deepest exit, above which nothing is built"
-    if split is None and depth < stages:
+    if not isinstance(split, list) and depth < stages:
         reason = f"parallel.pp x parallel.vp = {stages} stages for the {depth} {running}"
         yield Problem("parallel.pp", parallel.pp, reason, f"at most {depth} stages")
-    if split is not None and (len(split) != stages or sum(split) != depth):
+    if isinstance(split, list) and (len(split) != stages or sum(split) != depth):
         reason = f"not {stages} entries that add up to the {depth} {running}"
         fix = f"parallel.layers_per_stage={equal_split(depth, stages)}".replace(" ", "") if depth >= stages else "fewer stages"
         yield Problem("parallel.layers_per_stage", split, reason, f"{fix}, or null")

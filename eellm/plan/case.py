@@ -1,0 +1,102 @@
+"""A run that is planned: its model, layout and what of its config costs time or memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+from eellm.config.schema import Config
+from eellm.layout import ParallelLayout
+from eellm.metrics.flops import Recompute
+from eellm.model.spec import ModelSpec, StageSpec, build_layout, build_spec, plan_stages
+from eellm.plan import parameters
+from eellm.plan.memory import Shape, StaticMemory, static_memory
+from eellm.schedule.program import ScheduleError
+
+Split = list[int] | Literal["balance"] | None
+
+
+@dataclass(frozen=True)
+class Case:
+    """`layout` says how many devices there are. See the config's keys of the same names."""
+
+    spec: ModelSpec
+    layout: ParallelLayout
+    shape: Shape
+    split: Split
+    boundary: str
+    deferred: bool
+    optimizer: Literal["adam", "sgd"]
+    distributed: bool
+    overlap: bool
+
+    @classmethod
+    def of(cls, config: Config, vocab_size: int) -> Case:
+        spec = build_spec(config, vocab_size)
+        layout = build_layout(config)
+        trainer, data = config.trainer, config.data
+        return cls(
+            spec=spec,
+            layout=layout,
+            shape=Shape.of(layout, data.sequence_length, config.precision.dtype, trainer.recompute, trainer.loss_chunk),
+            split=config.parallel.layers_per_stage,
+            boundary=config.exits.boundary,
+            deferred=config.exits.deferred,
+            optimizer=config.optimizer.name,
+            distributed=config.optimizer.distributed,
+            overlap=config.optimizer.overlap_grad_reduce,
+        )
+
+    @cached_property
+    def stages(self) -> list[StageSpec]:
+        """Raises ScheduleError where the layers cannot be cut so."""
+        layers, count = self.spec.num_layers, self.layout.num_stages
+        if count > layers:
+            raise ScheduleError(f"{layers} layers make no {count} stages")
+        if self.split is None and layers % count:
+            raise ScheduleError(
+                f"{layers} layers make no {count} equal stages; parallel.layers_per_stage=balance cuts them anyway"
+            )
+        return plan_stages(self.spec, self.layout, self.split, self.boundary)
+
+    @property
+    def exit_stages(self) -> list[int]:
+        return [stage.index for stage in self.stages if stage.exits]
+
+    @property
+    def num_microbatches(self) -> int:
+        """Raises ScheduleError where microbatches and replicas do not divide the batch."""
+        batch, step = self.layout.global_batch_size, self.layout.micro_batch_size * self.layout.dp
+        if batch % step:
+            replicas = f"micro-batches of {self.layout.micro_batch_size} on {self.layout.dp} replicas"
+            raise ScheduleError(f"{replicas} make {step} sequences, which do not divide the batch of {batch}")
+        return batch // step
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.layout.global_batch_size * self.shape.sequence
+
+    def static(self, rank: int) -> StaticMemory:
+        """Of one device of a pipeline rank."""
+        held = [parameters.stage(self.spec, self.stages[index], self.layout.tp) for index in self.layout.stages_of(rank)]
+        return static_memory(sum(held), self.shape.dtype, self.optimizer, self.layout.dp if self.distributed else 1)
+
+    def with_layout(self, layout: ParallelLayout, split: Split = None, recompute: Recompute | None = None) -> Case:
+        """The same run, laid out otherwise."""
+        shape = replace(
+            self.shape,
+            micro_batch=layout.micro_batch_size,
+            tp=layout.tp,
+            sequence_parallel=layout.sequence_parallel,
+            recompute=recompute or self.shape.recompute,
+        )
+        return replace(self, layout=layout, shape=shape, split=split)
+
+    def on(self, devices: int) -> Case:
+        """On so many devices: what tensor and pipeline parallelism leave of them are replicas. Raises ScheduleError."""
+        model = self.layout.tp * self.layout.pp
+        if devices % model:
+            raise ScheduleError(f"{devices} devices are no multiple of tp x pp = {self.layout.tp} x {self.layout.pp} = {model}")
+        return replace(self, layout=replace(self.layout, dp=devices // model))

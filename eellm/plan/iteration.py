@@ -1,0 +1,178 @@
+"""A training step of a case under a schedule: time, bubble, balance, memory, and what its exits cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from eellm.plan import memory
+from eellm.plan.case import Case
+from eellm.plan.device import Device
+from eellm.plan.times import Times, layout_costs, step_times
+from eellm.schedule.bubble_filling import bubble_filling, fill
+from eellm.schedule.costs import Costs
+from eellm.schedule.program import Program, ScheduleError
+from eellm.schedule.programs import gpipe, interleaved, one_f_one_b, zero_bubble_h1
+from eellm.schedule.simulate import Timeline, simulate
+
+RUNS = ("one_f_one_b", "interleaved")
+"""Schedules that the engines run; others can be simulated only."""
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of one device of a pipeline rank at its peak."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """`case` is the one that the schedule runs: interleaving cuts the model into more stages. Times are seconds."""
+
+    schedule: str
+    case: Case
+    costs: Costs
+    timeline: Timeline
+    step: float
+    """What follows the pipeline: gradients of replicas, and the optimizer."""
+    bare: float
+    """Time of the same step without exits."""
+    ranks: tuple[RankMemory, ...]
+    usable_bytes: float
+
+    @property
+    def time(self) -> float:
+        return self.timeline.time + self.step
+
+    @property
+    def exits_cost(self) -> float:
+        """Share of the time without exits that exits add."""
+        return self.time / self.bare - 1
+
+    @property
+    def balance(self) -> float:
+        """Mean load of a rank over the highest: 1 where all are equally loaded."""
+        pp = self.timeline.program.pp
+        loads = [sum(stage.load for stage in self.costs.stages[rank::pp]) for rank in range(pp)]
+        return sum(loads) / len(loads) / max(loads)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.case.tokens / self.time
+
+    @property
+    def peak_bytes(self) -> float:
+        return max(rank.total for rank in self.ranks)
+
+    @property
+    def fits(self) -> bool:
+        return self.peak_bytes <= self.usable_bytes
+
+
+def iterate(case: Case, device: Device, schedule: str, program: Program | None = None) -> Iteration:
+    """`program` is that of a file. Raises ScheduleError where the schedule does not exist for the case."""
+    case = _cut_for(case, schedule)
+    costs = layout_costs(Times(case.spec, case.shape, device), case.stages, case.layout, case.deferred)
+    program = program or program_of(case, schedule, costs)
+    timeline = simulate(program, costs)
+    step = _step(case, device, costs)
+    bare = replace(case, spec=replace(case.spec, exits=()), split=[stage.num_layers for stage in case.stages])
+    without = simulate(program_of(bare, "one_f_one_b", costs) if _needs_exits(program) else program, costs.without_exits())
+    ranks = tuple(_rank_memory(case, rank, peak) for rank, peak in enumerate(timeline.peak_bytes))
+    bare_time = without.time + _step(bare, device, costs)
+    return Iteration(schedule, case, costs, timeline, step, bare_time, ranks, device.usable_bytes)
+
+
+def _needs_exits(program: Program) -> bool:
+    """Bubbles are filled with losses of exits: without any, the same batch runs as plain 1F1B."""
+    return program.name == "bubble_filling"
+
+
+def program_of(case: Case, schedule: str, costs: Costs) -> Program:
+    """The schedule for the case's ranks and microbatches; bubble filling by the modelled ratio of backward to forward."""
+    pp, vp, microbatches = case.layout.pp, case.layout.vp, case.num_microbatches
+    made: dict[str, Callable[[], Program]] = {
+        "gpipe": lambda: gpipe(pp, microbatches),
+        "one_f_one_b": lambda: one_f_one_b(pp, microbatches),
+        "interleaved": lambda: interleaved(pp, microbatches, vp),
+        "zero_bubble_h1": lambda: zero_bubble_h1(pp, microbatches),
+        "bubble_filling": lambda: bubble_filling(fill(pp, microbatches, case.exit_stages, ratio(costs))),
+    }
+    return made[schedule]()
+
+
+def ratio(costs: Costs) -> float:
+    """Backward over forward time of the layers."""
+    return sum(stage.backward for stage in costs.stages) / sum(stage.forward for stage in costs.stages)
+
+
+def _cut_for(case: Case, schedule: str) -> Case:
+    """Interleaving needs chunks, two unless told; the others take one a rank. A split that was given for other stages is left
+    to equal ones."""
+    if schedule == "csv":
+        return case
+    chunks = max(2, case.layout.vp) if schedule == "interleaved" else 1
+    if schedule == "interleaved" and case.layout.pp == 1:
+        raise ScheduleError("needs pipeline ranks (parallel.pp > 1)")
+    if chunks == case.layout.vp:
+        return case
+    return replace(case, layout=replace(case.layout, vp=chunks), split="balance" if case.split == "balance" else None)
+
+
+def _rank_memory(case: Case, rank: int, activations: float) -> RankMemory:
+    static = case.static(rank)
+    return RankMemory(static.weights, static.gradients, static.optimizer, activations)
+
+
+def _step(case: Case, device: Device, costs: Costs) -> float:
+    """Of the slowest rank."""
+    pp, seconds = case.layout.pp, []
+    for rank in range(pp):
+        hidden = sum(stage.backward for stage in costs.stages[rank::pp]) if case.overlap else 0.0
+        times = step_times(device, case.layout, case.static(rank), hidden, case.distributed)
+        seconds.append(times.gradients + times.optimizer)
+    return max(seconds)
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One virtual stage: what it holds and how long a microbatch takes there; bytes and seconds of one device."""
+
+    index: int
+    layers: list[int]
+    exits: list[str]
+    parameters: int
+    activations: float
+    """Of one microbatch in flight."""
+    logits: float
+    forward: float
+    backward: float
+
+
+def stage_rows(iteration: Iteration) -> list[StageRow]:
+    case, rows = iteration.case, []
+    for part, costs in zip(case.stages, iteration.costs.stages, strict=True):
+        heads = [exit_.name for exit_ in part.exits] + (["final"] if part.has_final_head else [])
+        late = sum(head.forward for head in costs.heads if head.is_exit and case.deferred)
+        early = sum(head.forward for head in costs.heads) - late
+        rows.append(
+            StageRow(
+                index=part.index,
+                layers=part.layers,
+                exits=heads,
+                parameters=memory.parameters.stage(case.spec, part, case.layout.tp),
+                activations=costs.kept_bytes,
+                logits=max((head.logits_bytes for head in costs.heads), default=0.0),
+                forward=costs.forward + early,
+                backward=costs.backward + late + sum(head.backward for head in costs.heads),
+            )
+        )
+    return rows

@@ -1,0 +1,64 @@
+"""`task=plan`: what a layout costs before a GPU is rented. Writes plan.json, plan.html, gantt.png and the program as CSV."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from eellm.config.schema import Config
+from eellm.errors import writing
+from eellm.plan.outcome import plan
+from eellm.schedule.csv_file import read_csv, write_csv
+from eellm.schedule.invariants import checked
+from eellm.schedule.program import Program
+from eellm.tasks.context import TaskContext
+
+WITHOUT_RANKS = True
+"""The launcher runs the task in the parent, whatever the layout."""
+
+
+def prepare(_context: TaskContext) -> None:
+    """All is done in `run`."""
+
+
+def run(context: TaskContext) -> dict[str, float]:
+    from rich.console import Console
+
+    from eellm.report.gantt import save_png
+    from eellm.report.plan_page import charts_of, plan_page
+    from eellm.report.plan_table import print_plan
+    from eellm.report.terminal import location_line
+
+    outcome = plan(context.config, vocab_size(context.config), own_program(context.config))
+    charts = charts_of(outcome)
+    for name, text in {"plan.json": json.dumps(outcome.json(), indent=1), "plan.html": plan_page(outcome, charts)}.items():
+        with writing(context.run_dir / name):
+            (context.run_dir / name).write_text(text, encoding="utf-8")
+    write_csv(outcome.chosen.timeline.program, context.run_dir / "program.csv")
+    save_png(charts, context.run_dir / "gantt.png")
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    print_plan(outcome, console)
+    console.print(location_line(context.run_dir), soft_wrap=True)
+    return outcome.metrics()
+
+
+def own_program(config: Config) -> Program | None:
+    """The program of schedule=csv; its invariants were checked with the config."""
+    if config.schedule.name != "csv" or config.schedule.path is None:
+        return None
+    return checked(read_csv(Path(config.schedule.path).expanduser()))
+
+
+def vocab_size(config: Config) -> int:
+    """The tokenizer's size, without a tokenizer where it is to be trained."""
+    if config.model.vocab_size is not None:
+        return config.model.vocab_size
+    tokenizer = config.tokenizer
+    if tokenizer.kind == "byte_bpe":
+        assert tokenizer.vocab_size is not None, "checked with the config"
+        return tokenizer.vocab_size
+    from eellm.data.tokenizer_files import load_tokenizer
+
+    assert tokenizer.path is not None, "checked with the config"
+    return load_tokenizer(tokenizer.path, tokenizer.end_of_document).vocab_size
