@@ -52,6 +52,10 @@ class DataError(UserError):
     """A corpus or tokenizer cannot be read or is not what it should be."""
 
 
+class ConversionError(UserError):
+    """A model cannot be converted: names the file, tensor or field, what it is and what was looked for."""
+
+
 class NonFiniteError(UserError):
     """Training met NaN or infinity; names the step, the head or the parameters, and their pipeline stage."""
 

@@ -60,9 +60,9 @@ class RunDirectory:
 
     @property
     def tokenizer(self) -> Path:
-        """tokenizer.json, or SentencePiece's tokenizer.model."""
-        model = self.path / "tokenizer.model"
-        return model if model.exists() else self.path / "tokenizer.json"
+        """tokenizer.json, or where there is none SentencePiece's tokenizer.model."""
+        model, own = self.path / "tokenizer.model", self.path / "tokenizer.json"
+        return model if model.exists() and not own.exists() else own
 
     @property
     def corpus(self) -> Path:

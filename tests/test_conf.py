@@ -39,6 +39,7 @@ GROUPS = {
         "benchmark",
         "prepare",
         "serve",
+        "convert",
         "logger",
         "experiment",
         "study",

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from eellm.config.commandline import CONF, composing_errors, explained, forced
 from eellm.config.parse import parse
 from eellm.config.request import Request
+from eellm.config.conversion import with_source
 from eellm.config.saved_run import with_saved_run
 from eellm.config.schema import Config
 from eellm.config.validate import check
@@ -52,10 +53,12 @@ def plain(composed: DictConfig) -> dict[str, Any]:
 def validated(values: dict[str, Any], overrides: list[str] | None = None, world_size: int | None = None) -> Config:
     """Plain values -> Config, or one ConfigError with every problem.
 
-    What `checkpoint` and `resume` bring along is filled in first: CheckpointError where there is nothing to read.
+    What `checkpoint`, `resume` and `convert.source` bring along is filled in first: CheckpointError where there is nothing to read.
     """
     request = Request(tuple(overrides or ()), world_size)
-    values, problems = with_saved_run(values, request)
+    task = values.get("task")
+    fill = with_source if isinstance(task, dict) and task.get("name") == "convert" else with_saved_run
+    values, problems = fill(values, request)
     parsed = parse(values)
     problems += parsed.problems + check(parsed.groups, request)
     if problems:

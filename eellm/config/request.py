@@ -48,6 +48,7 @@ TASK_READS: dict[str, tuple[str, ...]] = {
     ),
     "prepare_data": ("prepare", "data", "tokenizer"),
     "serve": ("parallel", "precision", "decoding", "exit_policy", "serve", "logger"),
+    "convert": ("convert", "exits", "model.vocab_multiple", "data.cache_dir"),
 }
 """Groups, or single keys of a group, that a task reads."""
 

@@ -19,7 +19,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 DecodingMode = Literal["full", "catch_up", "kv_recompute", "pipeline", "self_speculative"]
 HeadKind = Literal["embedding", "norm", "mlp", "block"]
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-TaskName = Literal["quickstart", "train", "evaluate", "calibrate", "generate", "benchmark", "prepare_data", "serve"]
+TaskName = Literal["quickstart", "train", "evaluate", "calibrate", "generate", "benchmark", "prepare_data", "serve", "convert"]
 
 
 class Node(BaseModel):
@@ -398,6 +398,18 @@ class PrepareConfig(Node):
     """Text, in million characters, that one process tokenises at a time and that is not done again after an interruption."""
 
 
+class ConvertConfig(Node):
+    source: str | None
+    """What is read. Of `format=eellm`: a folder that `transformers` wrote, a .gguf file, a name on the Hugging Face hub, or
+    `smollm2` (SmolLM2-135M-Instruct out of a Python package); of `format=huggingface`: a run or one of its checkpoints."""
+    target: str | None
+    """Folder to write, which must not exist: it appears when it is whole."""
+    format: Literal["eellm", "huggingface"]
+    """`eellm`: a run that `checkpoint=` reads, with the exits that the command names; `huggingface`: what `transformers` loads."""
+    shard_gigabytes: Positive
+    """Largest file of weights that `huggingface` writes."""
+
+
 class ServeConfig(Node):
     host: str
     """Address to listen at; 127.0.0.1 is heard on this machine alone."""
@@ -492,6 +504,7 @@ class Config(Node):
     benchmark: BenchmarkConfig
     prepare: PrepareConfig
     serve: ServeConfig
+    convert: ConvertConfig
     logger: LoggerConfig
     debug: DebugConfig
     study: StudyConfig | None

@@ -10,11 +10,11 @@ import inspect
 from typing import Any
 
 from eellm.config.request import Request
-from eellm.config.rules import calibration, command, data, decoding, harness, model, parallel, serving, training
+from eellm.config.rules import calibration, command, convert, data, decoding, harness, model, parallel, serving, training
 from eellm.config.schema import Config
 from eellm.errors import Problem
 
-FIELDS = (model, parallel, data, training, decoding, calibration, harness, serving, command)
+FIELDS = (model, parallel, data, training, decoding, calibration, harness, serving, convert, command)
 RULES = [rule for field in FIELDS for rule in field.RULES]
 assert all(set(inspect.signature(rule).parameters) <= {*Config.model_fields, "groups", "request"} for rule in RULES)
 

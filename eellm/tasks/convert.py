@@ -1,0 +1,32 @@
+"""`task=convert`: a model of `transformers` becomes a run, a run becomes a model of `transformers`. One process, no ranks."""
+
+from __future__ import annotations
+
+from eellm.config.paths import expanded
+from eellm.convert.exporting import export_model
+from eellm.convert.importing import import_model
+from eellm.convert.sources import open_source
+from eellm.data.cache import cache_root
+from eellm.report.converting import shown_conversion
+from eellm.tasks.context import TaskContext
+
+WITHOUT_RANKS = True
+"""The launcher runs the task in the parent, whatever the layout."""
+
+
+def prepare(_context: TaskContext) -> None:
+    """All is done in `run`."""
+
+
+def run(context: TaskContext) -> dict[str, float]:
+    config, convert = context.config, context.config.convert
+    assert convert.source is not None and convert.target is not None, "checked with the config"
+    target = expanded(convert.target)
+    with shown_conversion(convert.source, target, convert.format) as show:
+        if convert.format == "eellm":
+            overrides = context.run.overrides.read_text(encoding="utf-8").splitlines()
+            source = open_source(convert.source, cache_root(config.data))
+            show(import_model(source, target, config, overrides), [])
+        else:
+            show(*export_model(convert.source, target, config))
+    return {}
