@@ -104,8 +104,10 @@ def positions_cover_the_sequence(model: ModelConfig, data: DataConfig) -> Proble
         yield Problem("model.max_positions", model.max_positions, reason, "make it at least as long, or null")
 
 
-def vocabulary_holds_the_tokenizer(model: ModelConfig, tokenizer: TokenizerConfig, task: TaskConfig) -> Problems:
-    if task.name == "convert":  # tokenizers travel with their models
+def vocabulary_holds_the_tokenizer(
+    model: ModelConfig, tokenizer: TokenizerConfig, task: TaskConfig, checkpoint: str | None
+) -> Problems:
+    if task.name == "convert" or checkpoint is not None:  # tokenizers travel with their models
         return
     if tokenizer.kind == "file" and tokenizer.path is None:
         yield Problem("tokenizer.path", None, "tokenizer.kind=file reads a file", "tokenizer.path=<file or folder>")
