@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, DynamicCache, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
@@ -172,13 +172,15 @@ class EarlyExitForCausalLM(_Backbone):
     """What `auto_map` names: a model that it loads is of the backbone's class and of this one."""
 
     _auto_class = "AutoModelForCausalLM"
-    _keys_to_ignore_on_load_missing = (r"^exits\.",)  # they are read after the backbone
     cache_argument = "past_key_values"
     """What the backbone calls keys and values: in newer versions of transformers it is `cache`."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
-        options = sorted(config.early_exits, key=lambda exit_: exit_["layer"])
+        self._add_exits()
+
+    def _add_exits(self) -> None:
+        options = sorted(self.config.early_exits, key=lambda exit_: exit_["layer"])
         self.exits = nn.ModuleDict({str(exit_["layer"]): Exit(self, **exit_) for exit_ in options})
 
     @property
@@ -202,11 +204,13 @@ class EarlyExitForCausalLM(_Backbone):
 
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
-        """As every model's. AutoModelForCausalLM, which calls this, knows the config."""
-        if not issubclass(cls, PreTrainedModel):
-            return with_exits(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]).from_pretrained(name, *args, config=config, **kwargs)
-        loaded = super().from_pretrained(name, *args, config=config, **kwargs)
+        """As every model's. The backbone loads as it would alone, the names in its files translated; then it gets its exits."""
+        config = AutoConfig.from_pretrained(name) if config is None else config
+        backbone: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        loaded = backbone.from_pretrained(name, *args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        model.__class__ = with_exits(backbone)
+        model._add_exits()
         hub = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
         for exit_ in model.early_exits:
             path: Any = cached_file(name, exit_file(exit_.layer), **hub)
