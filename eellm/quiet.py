@@ -13,6 +13,7 @@ _WARNINGS = (
     r".*Apex is not installed.*",
     r".*full scope is deprecated.*",  # mcore's own default for CUDA graphs
     r".*`load_state_dict` is deprecated.*",  # mcore's use of torch.distributed.checkpoint
+    r".*torch.distributed is disabled, unavailable or uninitialized.*",  # a checkpoint read or written by one process
     r".*torch.jit.script.*is deprecated.*",
     r".*imports from `dynamic_context.py`.*",
     r".*TypedStorage is deprecated.*",

@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eellm.config.commandline import CONF, composing_errors, explained, forced
+from eellm.config.conversion import with_source
 from eellm.config.parse import parse
 from eellm.config.request import Request
-from eellm.config.conversion import with_source
 from eellm.config.saved_run import with_saved_run
 from eellm.config.schema import Config
 from eellm.config.validate import check
@@ -53,7 +53,8 @@ def plain(composed: DictConfig) -> dict[str, Any]:
 def validated(values: dict[str, Any], overrides: list[str] | None = None, world_size: int | None = None) -> Config:
     """Plain values -> Config, or one ConfigError with every problem.
 
-    What `checkpoint`, `resume` and `convert.source` bring along is filled in first: CheckpointError where there is nothing to read.
+    What `checkpoint`, `resume` and `convert.source` bring along is filled in first: CheckpointError or ConversionError
+    where there is nothing to read.
     """
     request = Request(tuple(overrides or ()), world_size)
     task = values.get("task")

@@ -22,9 +22,9 @@ def with_source(values: dict[str, Any], request: Request) -> tuple[dict[str, Any
     Raises CheckpointError, ConversionError or MissingExtra where there is nothing to read.
     """
     convert = values.get("convert")
-    source = convert.get("source") if isinstance(convert, dict) else None
-    if not isinstance(source, str):
+    if not isinstance(convert, dict) or not isinstance(convert.get("source"), str):
         return values, []
+    source = convert["source"]
     if convert["format"] == "huggingface":
         whole_checkpoint("convert.source", source)
         return with_checkpoint(values, saved_values(source), request), []

@@ -405,7 +405,7 @@ class ConvertConfig(Node):
     target: str | None
     """Folder to write, which must not exist: it appears when it is whole."""
     format: Literal["eellm", "huggingface"]
-    """`eellm`: a run that `checkpoint=` reads, with the exits that the command names; `huggingface`: what `transformers` loads."""
+    """`eellm`: a run that `checkpoint=` reads, with the exits that are asked for; `huggingface`: what `transformers` loads."""
     shard_gigabytes: Positive
     """Largest file of weights that `huggingface` writes."""
 

@@ -150,7 +150,7 @@ class Biases:
 
 @dataclass(frozen=True)
 class Window:
-    """A sliding window for all layers or none. `switch`: the field that turns it on (Qwen); None: it is on where it has a size."""
+    """A sliding window for all layers or none. `switch`: the field that turns it on (Qwen); None: its size does."""
 
     switch: str | None = None
 
@@ -208,7 +208,7 @@ class Rotary:
             raise Unsupported("partial_rotary_factor", fraction, "all channels rotate in this family")
         return {
             "position": "rotary",
-            "rotary_base": float(parameters.get("rope_theta", config.get(self.base, 10000.0))),
+            "rotary_base": float(parameters.get("rope_theta") or config.get(self.base) or 10000.0),
             "rotary_fraction": fraction,
             "rotary_scaling": self._scaling(name, parameters, config),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,22 +44,16 @@ class GgufFile:
     def name(self) -> str:
         return str(self.path)
 
-    @cached_property
+    @property
     def _reader(self) -> Any:
-        try:
-            from gguf import GGUFReader
-        except ImportError as error:
-            raise MissingExtra("gguf", "hf", f"convert.source={self.path}") from error
-        try:
-            return GGUFReader(self.path)
-        except Exception as error:  # the library does not say what is wrong with a file, it stumbles over it
-            size = self.path.stat().st_size
-            raise ConversionError(f"{self.path} is cut short or no GGUF file ({error}; {size:,} bytes are there).") from error
+        status = self.path.stat()
+        return _opened(self.path, status.st_size, status.st_mtime_ns)
 
     def value(self, key: str, default: Any = None) -> Any:
-        """A value of the file's metadata."""
+        """A value of the file's metadata; fractions are stored in fp32, and meant as they are written in decimals."""
         field = self._reader.get_field(key)
-        return default if field is None else field.contents()
+        value = default if field is None else field.contents()
+        return float(f"{value:.7g}") if isinstance(value, float) else value
 
     def config(self) -> dict[str, Any]:
         architecture = self.value("general.architecture")
@@ -113,6 +107,19 @@ class GgufFile:
 
     def write_tokenizer(self, folder: Path) -> str | None:
         return write_tokenizer(self, folder)
+
+
+@cache
+def _opened(path: Path, size: int, _changed: int) -> Any:
+    """The library's view of a file. It takes seconds, and both the check of a config and the conversion need it."""
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise MissingExtra("gguf", "hf", f"convert.source={path}") from error
+    try:
+        return GGUFReader(path)
+    except Exception as error:  # the library does not say what is wrong with a file, it stumbles over it
+        raise ConversionError(f"{path} is cut short or no GGUF file ({error}; {size:,} bytes are there).") from error
 
 
 def _names(config: dict[str, Any]) -> dict[str, str]:

@@ -22,7 +22,8 @@ _CUTS: dict[str, Sequence[Any]] = {"gpt-2": (), "smollm": (pre_tokenizers.Digits
 
 
 class Metadata(Protocol):
-    path: Path
+    @property
+    def path(self) -> Path: ...
 
     def value(self, key: str, default: Any = None) -> Any: ...
 
@@ -42,7 +43,9 @@ def write_tokenizer(file: Metadata, folder: Path) -> str | None:
     vocabulary = {token: number for number, token in enumerate(tokens)}
     backend = _backend(vocabulary, [tuple(merge.split(" ", 1)) for merge in merges], cut)
     listed = list(zip(tokens, types, strict=True))
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token, type_ in listed if type_ == _CONTROL])
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token, type_ in listed if type_ == _CONTROL]
+    )
     backend.add_tokens([AddedToken(token, normalized=False) for token, type_ in listed if type_ == _USER_DEFINED])
     named = {
         f"{name}_token": tokens[file.value(f"tokenizer.ggml.{key}_token_id")]

@@ -84,9 +84,7 @@ def _joined(link: Link, ledger: Ledger) -> LazyTensor:
     return LazyTensor(link.shape, theirs[0].dtype, read)
 
 
-def _drop_tied_output(
-    made: dict[str, LazyTensor], backbone: list[Link], family: Family, source: Source, ledger: Ledger
-) -> None:
+def _drop_tied_output(made: dict[str, LazyTensor], backbone: list[Link], family: Family, source: Source, ledger: Ledger) -> None:
     """Some files hold the output matrix a second time though it is the input embedding: it must be, and is not kept."""
     output = f"{family.weights['output'].modules[0]}.weight"
     if not ledger.holds(output):

@@ -121,7 +121,7 @@ def write_file(path: Path, tensors: Mapping[str, Announced], values: Iterable[to
         for name, announced in tensors.items():
             value = next(values).contiguous()
             assert (tuple(value.shape), value.dtype) == announced, name
-            file.write(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+            file.write(value.reshape(-1).view(torch.uint8).numpy().data)
     return end
 
 

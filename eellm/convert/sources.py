@@ -27,7 +27,10 @@ _WEIGHTS, _TOKENIZER = ("*.safetensors", "*.safetensors.index.json"), ("*.json",
 class Source(Protocol):
     """A model of another library. Everything that is wrong with it is a ConversionError."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
 
     def config(self) -> dict[str, Any]:
         """`transformers`' config.json of the model."""

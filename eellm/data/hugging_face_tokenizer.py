@@ -41,6 +41,12 @@ class HuggingFaceTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return self._backend.encode(text, add_special_tokens=False).ids
 
+    @functools.cached_property
+    def beginning(self) -> list[int]:
+        """What the file's own post-processor puts before a text."""
+        bare, dressed = (self._backend.encode("a", add_special_tokens=special).ids for special in (False, True))
+        return next((dressed[:start] for start in range(len(dressed)) if dressed[start : start + len(bare)] == bare), [])
+
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         with all_cores():
             return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]

@@ -35,6 +35,15 @@ class Tokenizer(abc.ABC):
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without an end-of-document token."""
 
+    @functools.cached_property
+    def beginning(self) -> list[int]:
+        """Ids that models of this tokenizer expect before every text (Llama's and Mistral's `<s>`); most expect none."""
+        return []
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text to be continued."""
+        return [*self.beginning, *self.encode(text)]
+
     @abc.abstractmethod
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` of every text, on all cores."""

@@ -136,7 +136,7 @@ def generate_texts(
     They run side by side, as many as the decoder takes; a generation's seconds run from the step that admits it. An empty
     prompt starts a document. Mode, `max_pending` and sizes are the decoder's, whatever `decoding` says.
     """
-    encoded = [(prompt, tokenizer.encode(prompt) or [tokenizer.eod_id]) for prompt in prompts]
+    encoded = [(prompt, tokenizer.encode_prompt(prompt) or [tokenizer.eod_id]) for prompt in prompts]
     return generate_from_ids(decoder, tokenizer, encoded, decoding, seed)
 
 

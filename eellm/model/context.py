@@ -58,7 +58,9 @@ def _llama3_frequencies(frequencies: torch.Tensor, stretched: torch.Tensor, scal
     """Llama 3.1's (transformers' `_compute_llama3_parameters`): between two numbers of turns over the original context, from
     the stretched frequencies to those there were."""
     low, high, positions = scaling.low_frequency_factor, scaling.high_frequency_factor, scaling.original_positions
-    assert low is not None and high is not None and positions is not None, "checked with the config"
+    assert low is not None, "checked with the config"
+    assert high is not None, "checked with the config"
+    assert positions is not None, "checked with the config"
     turns = positions * frequencies / (2 * math.pi)
     share = ((turns - low) / (high - low)).clamp(0.0, 1.0)
     return (1.0 - share) * stretched + share * frequencies

@@ -89,7 +89,7 @@ class Offer:
         parts: list[Any] = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
         if len(parts) > self.limits.max_choices:
             raise wrong("prompt", f"holds {len(parts)} prompts, and a request may have {self.limits.max_choices}.")
-        prompts = [self.tokenizer.encode(part) if isinstance(part, str) else part for part in parts]
+        prompts = [self.tokenizer.encode_prompt(part) if isinstance(part, str) else part for part in parts]
         for ids in prompts:
             self._check_length("prompt", ids)
             if any(id_ >= self.spec.vocab_size for id_ in ids):

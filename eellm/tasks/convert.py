@@ -20,7 +20,8 @@ def prepare(_context: TaskContext) -> None:
 
 def run(context: TaskContext) -> dict[str, float]:
     config, convert = context.config, context.config.convert
-    assert convert.source is not None and convert.target is not None, "checked with the config"
+    assert convert.source is not None, "checked with the config"
+    assert convert.target is not None, "checked with the config"
     target = expanded(convert.target)
     with shown_conversion(convert.source, target, convert.format) as show:
         if convert.format == "eellm":

@@ -61,7 +61,7 @@ def build(row: str, seed: int = 0) -> Any:
     config = getattr(transformers, f"{kind}Config")(**values)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
     return model

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 from sentencepiece import SentencePieceProcessor
-from tokenizers import AddedToken, models
+from tokenizers import AddedToken, models, processors
 
 from eellm.config.schema import TokenizerConfig
 from eellm.data.tokenizer import END_OF_DOCUMENT, Tokenizer
@@ -214,3 +214,21 @@ def test_a_run_needs_no_other_file_than_its_own(data_config, trained, tmp_path, 
     )
     again = prepare_tokenizer(config.data, with_trained_tokenizer(later).tokenizer)[0]
     assert (again.eod_id, again.to_bytes()) == (corpus.eod_id, original.to_bytes())
+
+
+@pytest.mark.parametrize("end", [False, True])
+def test_prompts_begin_as_the_files_post_processor_says(trained, tmp_path, end):
+    """Only prompts: documents are text and nothing else."""
+    trained.save(tmp_path / "tokenizer.json")
+    plain = load_tokenizer(tmp_path / "tokenizer.json")
+    assert plain.encode_prompt("a text") == plain.encode("a text")
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.add_special_tokens(["<s>", "</s>"])
+    start, stop = (backend.token_to_id(token) for token in ("<s>", "</s>"))
+    template = "<s> $A </s>" if end else "<s> $A"
+    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", start), ("</s>", stop)])
+    backend.save(str(tmp_path / "llama.json"))
+    dressed = load_tokenizer(tmp_path / "llama.json", "</s>")
+    assert dressed.encode("a text") == plain.encode("a text")
+    assert dressed.encode_prompt("a text") == [start, *plain.encode("a text")]
+    assert dressed.decode(dressed.encode_prompt("a text")) == "a text"
