@@ -1,4 +1,4 @@
-"""A run becomes a folder of `transformers`: its backbone loads with plain AutoModelForCausalLM."""
+"""A run becomes a folder of `transformers`: its backbone loads with plain AutoModelForCausalLM, its exits with their own code."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from eellm.config.schema import Config
+from eellm.convert.exit_files import export_exits
 from eellm.convert.families import Family, family_of
 from eellm.convert.ledger import Ledger
 from eellm.convert.resolved import resolved_model
-from eellm.convert.safetensors_files import TensorWriter
+from eellm.convert.safetensors_files import Announced, TensorWriter
 from eellm.convert.tokenizer_files import COMPANIONS, CONFIG, read_config
 from eellm.convert.weights import EXIT, Link, links
 from eellm.data.cache import new_folder, write_atomically
@@ -29,8 +30,8 @@ from eellm.rundir import RunDirectory, whole_checkpoint
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
-def export_model(source: str, target: Path, config: Config) -> tuple[ModelSpec, list[str]]:
-    """Write `target`, whole or not at all; return the model, and the names of exits that do not travel.
+def export_model(source: str, target: Path, config: Config) -> ModelSpec:
+    """Write `target`, whole or not at all; return the model.
 
     Raises CheckpointError or ConversionError naming what is not as it should be, WriteError.
     """
@@ -42,8 +43,8 @@ def export_model(source: str, target: Path, config: Config) -> tuple[ModelSpec, 
     backbone = {name: tensor for name, tensor in tensors.items() if not name.startswith(EXIT)}
     with new_folder(target) as folder:
         write_backbone(folder, backbone, config, spec, run)
-        # the seam for exits: `tensors` without the backbone's are theirs, and `folder` is not yet `target`
-    return spec, [exit_.name for exit_ in spec.exits]
+        export_exits(folder, spec, {name: tensor for name, tensor in tensors.items() if name not in backbone})
+    return spec
 
 
 def write_backbone(folder: Path, tensors: Mapping[str, LazyTensor], config: Config, spec: ModelSpec, run: RunDirectory) -> None:
@@ -67,7 +68,7 @@ def write_weights(folder: Path, tensors: Mapping[str, LazyTensor], family: Famil
     for link, tensor in taken:
         ledger.make(link.ours, tensor)
     ledger.settle(wanted)
-    announced: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    announced: dict[str, Announced] = {}
     for link, tensor in taken:
         for name, shape in zip(link.theirs, link.shapes, strict=True):
             if name in announced:

@@ -33,6 +33,9 @@ _TYPES = {
 }
 _CODES = {dtype: code for code, dtype in _TYPES.items()}
 
+Announced = tuple[tuple[int, ...], torch.dtype]
+"""Shape and type of a tensor that is to be written."""
+
 
 def read_folder(folder: Path) -> dict[str, LazyTensor]:
     """Tensors by name. Raises ConversionError for shards that are missing or cut, and where the index is not true."""
@@ -84,7 +87,7 @@ def read_file(path: Path) -> dict[str, LazyTensor]:
 class TensorWriter:
     """Writes a folder of files of at most `shard_bytes` each, in the order in which tensors are announced."""
 
-    def __init__(self, folder: Path, tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]], shard_bytes: int):
+    def __init__(self, folder: Path, tensors: Mapping[str, Announced], shard_bytes: int):
         self._folder, self._tensors = folder, tensors
         self._shards = _shards(tensors, shard_bytes)
 
@@ -95,33 +98,34 @@ class TensorWriter:
         places: dict[str, str] = {}
         for number, names in enumerate(self._shards, start=1):
             file = WHOLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-            total += self._write_file(self._folder / file, names, values)
+            total += write_file(self._folder / file, {name: self._tensors[name] for name in names}, values)
             places |= dict.fromkeys(names, file)
         if count > 1:
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
             with writing(self._folder / INDEX):
                 (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
-    def _write_file(self, path: Path, names: list[str], values: Iterable[torch.Tensor]) -> int:
-        values = iter(values)
-        table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for name in names:
-            shape, dtype = self._tensors[name]
-            start, end = end, end + _bytes(shape, dtype)
-            table[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-        header = json.dumps(table, separators=(",", ":")).encode()
-        header += b" " * (-len(header) % 8)
-        with writing(path), path.open("wb") as file:
-            file.write(struct.pack("<Q", len(header)) + header)
-            for name in names:
-                value = next(values).contiguous()
-                assert (tuple(value.shape), value.dtype) == self._tensors[name], name
-                file.write(value.reshape(-1).view(torch.uint8).numpy().data)
-        return end
+
+def write_file(path: Path, tensors: Mapping[str, Announced], values: Iterable[torch.Tensor]) -> int:
+    """Write one file of the tensors that are announced, taking as many of `values`; return their bytes. Raises WriteError."""
+    values = iter(values)
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (shape, dtype) in tensors.items():
+        start, end = end, end + _bytes(shape, dtype)
+        table[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    header = json.dumps(table, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    with writing(path), path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for name, announced in tensors.items():
+            value = next(values).contiguous()
+            assert (tuple(value.shape), value.dtype) == announced, name
+            file.write(value.reshape(-1).view(torch.uint8).numpy().data)
+    return end
 
 
-def _shards(tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]], shard_bytes: int) -> list[list[str]]:
+def _shards(tensors: Mapping[str, Announced], shard_bytes: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     filled = 0
     for name, (shape, dtype) in tensors.items():

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from eellm.convert.families import Family, Form
+from eellm.convert.families import Family, Form, Weights
 from eellm.model.shapes import Shape, parameter_shapes
-from eellm.model.spec import ModelSpec
+from eellm.model.spec import ExitSpec, ModelSpec
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
@@ -39,13 +39,36 @@ def links(family: Family, spec: ModelSpec) -> list[Link]:
     return [_link(family, spec, name, shape) for name, shape in backbone.items()]
 
 
+def exit_links(family: Family, spec: ModelSpec, exit_: ExitSpec) -> list[Link]:
+    """One link for each parameter of an exit; theirs are those of `eellm.convert.modeling_early_exit.Exit`."""
+    prefix = f"heads.{exit_.name}."
+    own = {name: shape for name, shape in parameter_shapes(spec).items() if name.startswith(prefix)}
+    return [_made(spec, name, shape, _of_an_exit(family, name.removeprefix(prefix))) for name, shape in own.items()]
+
+
 def _link(family: Family, spec: ModelSpec, name: str, shape: Shape) -> Link:
-    module, _, kind = name.rpartition(".")
+    module = name.rpartition(".")[0]
     layer = _LAYER.match(module)
     weights = family.weights[_LAYER.sub("layers.{n}.", module)]
     number = int(layer[1]) - 1 if layer else 0
-    theirs = tuple(f"{module.format(i=number)}.{kind}" for module in weights.modules)
-    return Link(name, shape, theirs, *_FORMS[weights.form](spec, shape))
+    return _made(spec, name, shape, Weights(weights.form, tuple(module.format(i=number) for module in weights.modules)))
+
+
+def _of_an_exit(family: Family, name: str) -> Weights:
+    """Blocks and MLPs have a layer's modules, under the names that these have below a layer."""
+    module = name.rpartition(".")[0]
+    if module in ("norm", "mlp_norm"):
+        return Weights("same", (module,))
+    if module == "output":
+        return Weights("rows", (module,))
+    block = "block." if module.startswith("block.") else ""
+    weights = family.weights["layers.{n}." + module.removeprefix(block)]
+    return Weights(weights.form, tuple(block + theirs.partition("{i}.")[2] for theirs in weights.modules))
+
+
+def _made(spec: ModelSpec, name: str, shape: Shape, weights: Weights) -> Link:
+    kind = name.rpartition(".")[2]
+    return Link(name, shape, tuple(f"{module}.{kind}" for module in weights.modules), *_FORMS[weights.form](spec, shape))
 
 
 _Made = tuple[

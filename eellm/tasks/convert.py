@@ -27,7 +27,7 @@ def run(context: TaskContext) -> dict[str, float]:
         if convert.format == "eellm":
             overrides = context.run.overrides.read_text(encoding="utf-8").splitlines()
             source = open_source(convert.source, cache_root(config.data))
-            show(import_model(source, target, config, overrides), [])
+            show(import_model(source, target, config, overrides))
         else:
-            show(*export_model(convert.source, target, config))
+            show(export_model(convert.source, target, config))
     return {}
