@@ -37,7 +37,8 @@ def test_an_unknown_key_suggests_the_known_one(override: str, suggestion: str) -
 
 
 def test_an_unknown_key_like_no_other_gets_the_list() -> None:
-    assert the_problem("schedule.zzz=1").fix == "the keys of schedule are name, engine, path, backward_forward_ratio, part_one, part_two"
+    keys = "name, engine, path, backward_forward_ratio, part_one, part_two"
+    assert the_problem("schedule.zzz=1").fix == f"the keys of schedule are {keys}"
 
 
 @pytest.mark.parametrize(
