@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -23,6 +24,11 @@ TINY = ["model.num_layers=2", "model.hidden_size=32", "exits.layers=[1]", "data.
 TINY += ["tokenizer.train_megabytes=0.1", "trainer=smoke", "trainer.progress=lines", "device=cpu"]
 
 
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 300, "hidden_size": 32}
+LLAMA |= {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+LLAMA |= {"rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False}
+
+
 def first_of_each_sweep(overrides: list[str]) -> list[str]:
     parsed = OverridesParser.create().parse_overrides(overrides)
     return [
@@ -34,8 +40,11 @@ def first_of_each_sweep(overrides: list[str]) -> list[str]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_composes_and_validates(command: str, saved_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prefixes = [f"{prefix}.{suffix}" for prefix in ("corpus", "code", "prose") for suffix in ("bin", "idx")]
-    for name in ("README.md", "corpus.jsonl", "tokenizer.json", *prefixes):
+    for name in ("README.md", "corpus.jsonl", "chats.jsonl", "prose.txt", "tokenizer.json", *prefixes):
         (tmp_path / name).write_text("{}")
+    (tmp_path / "program.csv").write_text("F0,F1,B0,F2,B1,F3,B2,B3\nF0,B0,F1,B1,F2,B2,F3,B3\n")
+    (tmp_path / "llama_folder").mkdir()
+    (tmp_path / "llama_folder" / "config.json").write_text(json.dumps(LLAMA))
     monkeypatch.chdir(tmp_path)
     overrides = overrides_of(command.replace("run.py", RUN, 1).replace("$RUN", str(saved_run)))
     compose(first_of_each_sweep([override for override in overrides if "=" in override]))
@@ -48,7 +57,8 @@ def test_the_groups_and_options_are_those_of_conf() -> None:
     for file in option_files():
         if file.group and not file.group.startswith("hydra"):
             there.setdefault(file.group, set()).add(file.name.rpartition("/")[2])
-    there["parallel"] = {name for name in there["parallel"] if not name.startswith("published")} | {"published_..."}
+    for group, common in (("parallel", "published_"), ("experiment", "eetuning_llama2_")):
+        there[group] = {name for name in there[group] if not name.startswith(common)} | {f"{common}..."}
     assert {group: listed.get(group) for group in there} == there
 
 
