@@ -17,6 +17,9 @@ LAYOUTS = {
     "pp2_vp2": (2, ["parallel=pp2_vp2"]),
     "tp2_pp2": (4, ["parallel=tp2_pp2"]),
     "pp2_dp2_distributed": (4, ["parallel=pp2", "parallel.dp=2", "optimizer=adam_distributed"]),
+    "pp2_executor": (2, ["parallel=pp2", "schedule.engine=executor"]),
+    "pp2_gpipe": (2, ["parallel=pp2", "schedule=gpipe"]),
+    "pp2_vp2_executor": (2, ["parallel=pp2_vp2", "schedule.engine=executor"]),
 }
 TIMED = ("train/step_time", "train/tokens_per_second", "train/tflops", "train/memory_gb")
 
@@ -67,6 +70,30 @@ def test_every_layout_logs_the_same(name: str, single: list[dict], folder: Path)
     for result in results[1:]:
         untimed = {key: value for key, value in result["latest"].items() if not key.startswith(TIMED)}
         assert untimed == {key: results[0]["latest"][key] for key in untimed}, "ranks disagree on a logged number"
+
+
+def test_a_program_from_a_file(single: list[dict], folder: Path) -> None:
+    program = folder / "program.csv"
+    program.write_text("F0,F1,F2,B0,F3,B1,B2,B3\nF0,F1,B0,B1,F2,B2,F3,B3\n")
+    workers.run(2, train, ["parallel=pp2", "schedule=csv", f"schedule.path={program}"], str(folder / "csv"))
+    same(rows(folder / "csv"), single, 2e-4)
+
+
+def test_bubble_filling_trains_and_validates(folder: Path) -> None:
+    """Four stages, six whole microbatches and one in each bubble: other means than one rank's, of the same model and data."""
+    overrides = ["parallel=pp4", "schedule=bubble_filling", "schedule.part_one=1", "schedule.part_two=1"]
+    overrides += ["data.micro_batch_size=1", "model.num_layers=4"]
+    results = workers.run(4, train, overrides, str(folder / "filled"))
+    workers.run(1, train, ["data.micro_batch_size=1"], str(folder / "unfilled"))
+    filled, plain = rows(folder / "filled"), rows(folder / "unfilled")
+    assert all(result["seen"] == results[0]["seen"] == list(range(48)) for result in results), "all ranks read all samples"
+    for row, wanted in zip(filled, plain, strict=True):
+        for name in wanted:
+            if "loss" in name:
+                assert row[name] == pytest.approx(wanted[name], rel=0.03), name
+    assert any(
+        row[name] != pytest.approx(wanted[name], rel=1e-6) for row, wanted in zip(filled, plain, strict=True) for name in row
+    )
 
 
 @pytest.fixture(scope="module")
