@@ -15,7 +15,7 @@ from eellm.schedule.program import Program, ScheduleError
 from eellm.schedule.programs import gpipe, interleaved, one_f_one_b, zero_bubble_h1
 from eellm.schedule.simulate import Timeline, simulate
 
-RUNS = ("one_f_one_b", "interleaved")
+RUNS = ("one_f_one_b", "interleaved", "gpipe", "bubble_filling")
 """Schedules that the engines run; others can be simulated only."""
 
 
