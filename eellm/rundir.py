@@ -75,6 +75,11 @@ class RunDirectory:
         return self.path / "calibration.json"
 
     @property
+    def timeline(self) -> Path:
+        """When the passes of the last step happened, with debug.timeline=true."""
+        return self.path / "timeline.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -387,6 +387,8 @@ class DebugConfig(Node):
     """Write a torch profiler trace of a few steps."""
     overfit: bool
     """Repeat the first batch."""
+    timeline: bool
+    """Draw when the passes of the last step happened on each pipeline rank, beside the simulated schedule."""
 
 
 class StudyConfig(Node):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from eellm.metrics.names import FINAL
 from eellm.plan.outcome import Outcome
-from eellm.report import gantt_svg, plan_table
+from eellm.report import plan_table
 from eellm.report.gantt import Chart
-from eellm.report.page_style import STYLE, theme
+from eellm.report.gantt_page import gantt_page
 from eellm.schedule.simulate import simulate
 
 
@@ -25,9 +24,8 @@ def charts_of(outcome: Outcome) -> list[Chart]:
 
 
 def plan_page(outcome: Outcome, charts: list[Chart]) -> str:
-    heading = escape(plan_table.title(outcome))
     parts = [
-        f"<header><p class=kicker>task=plan</p><h1>{heading}</h1><p>{escape(outcome.words())}</p></header>",
+        f"<p>{escape(outcome.words())}</p>",
         _table("Schedules", plan_table.SCHEDULES, plan_table.schedule_rows(outcome), reference=outcome.chosen.schedule),
         *(f'<p class="note">{escape(f"{schedule}: {reason}")}</p>' for schedule, reason in outcome.refused.items()),
         *(f'<p class="note">{escape(note)}</p>' for note in plan_table.NOTES),
@@ -41,13 +39,7 @@ def plan_page(outcome: Outcome, charts: list[Chart]) -> str:
     if outcome.ranking:
         words = f"Layouts that fit on {outcome.devices} devices, fastest first"
         parts.append(_table(words, plan_table.RANKING, plan_table.ranking_cells(outcome)))
-    parts += ["<h2>Timelines</h2>", gantt_svg.patterns(), gantt_svg.legend(charts), *map(gantt_svg.figure, charts)]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{heading}</title><style>{theme([FINAL])}{STYLE}{gantt_svg.STYLE}</style></head>"
-        f'<body><main>{"".join(parts)}</main><div id="tip" hidden></div><script>{gantt_svg.SCRIPT}</script></body></html>\n'
-    )
+    return gantt_page("task=plan", plan_table.title(outcome), parts, charts)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], reference: str | None = None) -> str:

@@ -40,10 +40,17 @@ def read_csv(path: Path) -> Program:
     return Program(path.stem, microbatches, 1 + max(action.chunk for action in actions), ranks)
 
 
-def _action(cell: str, rank: int, index: int) -> Action:
+def parse_action(cell: str) -> Action:
+    """Inverse of `str(action)`. Raises ScheduleError."""
     match = _CELL.fullmatch(cell)
     if match is None:
-        reason = f"`{cell}` is no action; F3 is one, B3.1 is one of the second chunk"
-        raise ScheduleError(f"rank {rank}, cell {index + 1}: {reason}")
+        raise ScheduleError(f"`{cell}` is no action; F3 is one, B3.1 is one of the second chunk")
     kind, microbatch, chunk = match.groups()
     return Action(Kind(kind), int(microbatch), int(chunk or 0))
+
+
+def _action(cell: str, rank: int, index: int) -> Action:
+    try:
+        return parse_action(cell)
+    except ScheduleError as error:
+        raise ScheduleError(f"rank {rank}, cell {index + 1}: {error}") from None

@@ -13,7 +13,7 @@ from eellm.metrics.recorder import Recorder
 from eellm.metrics.rows import read_rows, rows_until
 from eellm.rundir import step_of, whole_checkpoint
 from eellm.tasks.context import TaskContext
-from eellm.tasks.session import Plan, groups_of, process_group, recording
+from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
 from eellm.tasks.trained import checkpoint_folder, with_tokenizer_of, with_trained_tokenizer
 
 
@@ -27,6 +27,10 @@ def prepare(context: TaskContext) -> None:
 def run(context: TaskContext) -> dict[str, float]:
     with process_group(context.config) as device, recording(context, resume_step(context)) as (recorder, final):
         final |= train(context, recorder, device)
+    if context.config.debug.timeline and is_main_rank():
+        from eellm.report.gantt_page import draw_recorded
+
+        draw_recorded(context.run.timeline, context.config.schedule.name)
     return final
 
 

@@ -23,6 +23,7 @@ from eellm.train.module import EarlyExitModule
 from eellm.train.preemption import NoSignalHandlers, Preemption, raise_where_requested
 from eellm.train.progress import ProgressDisplay
 from eellm.train.strategy import MegatronStrategy
+from eellm.train.timeline import TimelineRecorder
 from eellm.train.tuning import TuningModule
 from eellm.train.warm_start import warm_start
 
@@ -64,6 +65,8 @@ def fit(job: TrainingJob, groups: Groups, recorder: Recorder, extra_callbacks: S
     callbacks = [*extra_callbacks, checkpoints, Preemption(checkpoints)]
     if groups.is_main and config.trainer.progress != "none":
         callbacks.append(ProgressDisplay(config.trainer.progress, job.spec.heads, config.trainer.max_steps))
+    if config.debug.timeline:
+        callbacks.append(TimelineRecorder(run.timeline))
     trainer = Trainer(
         strategy=MegatronStrategy(groups, checkpoints.writer),
         accelerator="gpu" if groups.device.type == "cuda" else "cpu",

@@ -26,6 +26,7 @@ from eellm.errors import ConfigError
             "data.ramp_up.start",
             "makes 4 microbatches",
         ),
+        (["debug=timeline", "parallel=pp2"], "debug.timeline", "the executor"),
     ],
 )
 def test_is_refused(overrides: list[str], path: str, words: str) -> None:

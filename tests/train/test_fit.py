@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from eellm.report.gantt_page import draw_recorded
+from eellm.schedule.program import with_communication
+from eellm.schedule.programs import one_f_one_b
 from tests import workers
 from tests.train.fitting import train
 
@@ -17,7 +20,7 @@ LAYOUTS = {
     "pp2_vp2": (2, ["parallel=pp2_vp2"]),
     "tp2_pp2": (4, ["parallel=tp2_pp2"]),
     "pp2_dp2_distributed": (4, ["parallel=pp2", "parallel.dp=2", "optimizer=adam_distributed"]),
-    "pp2_executor": (2, ["parallel=pp2", "schedule.engine=executor"]),
+    "pp2_executor": (2, ["parallel=pp2", "schedule.engine=executor", "debug.timeline=true"]),
     "pp2_gpipe": (2, ["parallel=pp2", "schedule=gpipe"]),
     "pp2_vp2_executor": (2, ["parallel=pp2_vp2", "schedule.engine=executor"]),
 }
@@ -70,6 +73,22 @@ def test_every_layout_logs_the_same(name: str, single: list[dict], folder: Path)
     for result in results[1:]:
         untimed = {key: value for key, value in result["latest"].items() if not key.startswith(TIMED)}
         assert untimed == {key: results[0]["latest"][key] for key in untimed}, "ranks disagree on a logged number"
+
+
+def test_the_last_step_is_recorded_and_drawn(folder: Path) -> None:
+    """On every rank its actions in the program's order, one after the other."""
+    workers.run(2, train, LAYOUTS["pp2_executor"][1], str(folder / "recorded"))
+    record = folder / "recorded" / "timeline.json"
+    found = json.loads(record.read_text())
+    program = with_communication(one_f_one_b(2, 4))
+    assert found["microbatches"] == 4
+    for events, actions in zip(found["ranks"], program.ranks, strict=True):
+        assert [cell for cell, _, _ in events] == [str(action) for action in actions]
+        times = [time for _, begin, end in events for time in (begin, end)]
+        assert times == sorted(times)
+    page, picture = draw_recorded(record, "one_f_one_b")
+    assert page.read_text().count('role="img"') == 2, "the step as it was, and simulated"
+    assert picture.stat().st_size > 10_000
 
 
 def test_a_program_from_a_file(single: list[dict], folder: Path) -> None:

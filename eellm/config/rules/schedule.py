@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from eellm.config.request import Request
-from eellm.config.schema import DataConfig, ParallelConfig, ScheduleConfig, TaskConfig
+from eellm.config.schema import DataConfig, DebugConfig, ParallelConfig, ScheduleConfig, TaskConfig
 from eellm.errors import Problem
 from eellm.schedule.bubble_filling import most_fillers
 
@@ -58,8 +58,15 @@ def fillers_leave_whole_microbatches(
             yield Problem(path, size, reason, fix)
 
 
+def timeline_is_the_executors(task: TaskConfig, schedule: ScheduleConfig, debug: DebugConfig) -> Problems:
+    if debug.timeline and (task.name != "train" or (schedule.engine != "executor" and schedule.name in MEGATRONS)):
+        reason = "megatron-core's schedules do not say when they do what; the executor, which task=train can use, does"
+        yield Problem("debug.timeline", True, reason, "task=train schedule.engine=executor")
+
+
 RULES: list[Callable[..., Problems]] = [
     schedule_suits_the_stages,
     engine_runs_the_schedule,
     fillers_leave_whole_microbatches,
+    timeline_is_the_executors,
 ]
