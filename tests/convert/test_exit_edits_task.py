@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 import yaml
 
 from eellm.config.compose import compose
-from eellm.errors import CheckpointError, ConfigError
+from eellm.errors import CheckpointError, ConfigError, ConversionError
 from tests import workers
 from tests.convert import our_logits
 from tests.convert.conversions import converted, exported, run_with_exits, weights
@@ -104,7 +105,7 @@ def test_exits_that_only_move(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "reasons"),
     [
-        (["convert.move={3: 1}"], ["no exit after layer 3", "would lose its weights"]),
+        (["convert.move={3: 1}"], ["convert.move={3: 1}: no exit after layer 3", "would lose its weights"]),
         (["convert.move={1: 7}"], ["7 is not one of the layers 1..3"]),
         (["convert.move={1: 0}", "seed=x"], ["convert.move", "a number, at least 1", "seed=x"]),
         (["convert.move=3"], ["convert.move=3: must be"]),
@@ -153,3 +154,39 @@ def test_exits_from_transformers_are_edited_too(source: Path, tmp_path: Path) ->
     check(weights(edited), weights(converted(source, tmp_path / "wanted", *EDIT)))
     with pytest.raises(ConfigError, match="no exit after layer 3"):
         converted(folder, tmp_path / "refused", "convert.move={3: 2}")
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"layer": 1, "head": "norm"}, "an exit has layer, head, tie_output, temperature"),
+        (
+            {"layer": 1, "head": "lens", "tie_output": True, "temperature": 1.0},
+            "only embedding, norm, mlp, block can be computed",
+        ),
+        ({"layer": 1.5, "head": "norm", "tie_output": True, "temperature": 1.0}, "early_exits.layer=1.5: must be int"),
+        ({"layer": 2, "head": "norm", "tie_output": False, "temperature": 1.0}, "more than one exit after a layer"),
+    ],
+)
+def test_exits_that_config_json_describes_wrongly(entry: dict, said: str, source: Path, tmp_path: Path) -> None:
+    folder = exported(source, tmp_path / "folder")
+    config = json.loads((folder / "config.json").read_text())
+    config["early_exits"].append(entry)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=said):
+        converted(folder, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_files_of_exits_that_do_not_fit(source: Path, tmp_path: Path) -> None:
+    folder = exported(source, tmp_path / "folder")
+    (folder / "exits" / "exit_01.safetensors").rename(folder / "exits" / "old")
+    with pytest.raises(ConversionError, match=r"looked for .*exits/exit_01\.safetensors, found nothing"):
+        converted(folder, tmp_path / "missing")
+    shutil.copyfile(folder / "exits" / "exit_02.safetensors", folder / "exits" / "exit_01.safetensors")
+    with pytest.raises(ConversionError) as refused:
+        converted(folder, tmp_path / "other")
+    assert "exits/exit_01.safetensors: mlp_norm.weight is missing" in str(refused.value)
+    assert "exits/exit_01.safetensors: output.weight is in the source and nothing of the model" in str(refused.value)
+    assert not (tmp_path / "missing").exists()
+    assert not (tmp_path / "other").exists()
