@@ -39,9 +39,11 @@ def with_source(values: dict[str, Any], request: Request) -> tuple[dict[str, Any
 
 
 def is_run(source: str) -> bool:
-    """Whether a path names a run's directory, or a checkpoint in it."""
+    """Whether a path names a run's directory, or a checkpoint in it; a model that was exported into one is none."""
     path = expanded(source)
-    return any((folder / "config.yaml").is_file() for folder in (path, path.parent, path.parent.parent))
+    return not (path / "config.json").is_file() and any(
+        (folder / "config.yaml").is_file() for folder in (path, path.parent, path.parent.parent)
+    )
 
 
 def exits_of(exits: dict[str, Any], num_layers: int) -> list[ExitSpec]:

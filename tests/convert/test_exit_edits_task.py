@@ -136,11 +136,11 @@ def test_a_run_that_is_not_whole(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("row", ["llama", "smollm2", "gpt2", "gpt_neox"])
 def test_exits_come_back_from_transformers(row: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """Every tensor of a run, through `transformers` and back, is what it was."""
+    """Every tensor of a run, through `transformers` and back, is what it was; the folder may lie in the run."""
     exits = ("exits.layers=[1,2,3]", "exits.head=[mlp,block,norm]", "exits.tie_output=[true,false,false]")
     exits += ("exits.temperature=[2.0,1.5,1.0]", "model.vocab_multiple=1")
     run, _ = run_with_exits(row, tmp_path, exits, dtype)
-    folder = exported(run, tmp_path / "folder")
+    folder = exported(run, run / "exported")
     back = converted(folder, tmp_path / "back", "model.vocab_multiple=1")
     check(weights(back), weights(run))
     assert {weight.dtype for weight in weights(back).values()} == {dtype}
