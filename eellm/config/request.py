@@ -106,6 +106,7 @@ READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
     (("precision.initial_loss_scale", "precision.loss_scale_window"), "precision.dtype", ("fp16",)),
     (("lr_schedule.min_ratio", "lr_schedule.decay_steps"), "lr_schedule.kind", ("cosine", "linear", "inverse_sqrt")),
     (("model.rotary_fraction", "model.rotary_base", "model.rotary_scaling"), "model.position", ("rotary",)),
+    (("convert.move",), "convert.format", ("eellm",)),
     (("decoding.max_pending",), "decoding.mode", ("catch_up", "kv_recompute")),
     (("decoding.draft_length",), "decoding.mode", ("self_speculative",)),
     (_PROMPTS, "task.name", ("quickstart", "generate")),

@@ -30,7 +30,8 @@ _MAY_CHANGE_ON_RESUME = (
     *("task", "device", "objective", "resume", "hydra"),
 )
 
-_PER_EXIT = ("head", "tie_output", "temperature")
+PER_EXIT = ("head", "tie_output", "temperature")
+"""Keys of `exits` that have one value for all or one for each, as `ExitSpec` has them behind its layer."""
 
 _OF_THE_MACHINE = ("cache_dir", "num_workers")
 """Keys of `data` that say nothing about the text."""
@@ -103,8 +104,8 @@ def with_tuning(values: dict[str, Any], saved: dict[str, Any], request: Request)
     if "exits.init" not in typed and not by_experiment:
         asked["init"] = "copy"
     try:
-        mine = _columns(asked, merged["model"]["num_layers"])
-        others = _columns(saved["exits"], merged["model"]["num_layers"])
+        mine = exit_columns(asked, merged["model"]["num_layers"])
+        others = exit_columns(saved["exits"], merged["model"]["num_layers"])
     except (TypeError, ValueError):  # no list, or of another length: said with all that is wrong
         return merged
     if tuning["layers"] is None:
@@ -113,18 +114,18 @@ def with_tuning(values: dict[str, Any], saved: dict[str, Any], request: Request)
         return merged
     rows = sorted({**others, **mine}.items())
     asked["layers"] = [layer for layer, _ in rows]
-    for column, name in enumerate(_PER_EXIT):
+    for column, name in enumerate(PER_EXIT):
         entries = [row[column] for _, row in rows]
         asked[name] = entries[0] if len(set(entries)) == 1 else entries
     return merged
 
 
-def _columns(exits: dict[str, Any], num_layers: int) -> dict[int, tuple[Any, ...]]:
-    """Layer of an exit -> its own values."""
+def exit_columns(exits: dict[str, Any], num_layers: int) -> dict[int, tuple[Any, ...]]:
+    """Layer of an exit -> its own values, those of `PER_EXIT`. Raises TypeError or ValueError for what are no such lists."""
     layers = [exit_layer(position, num_layers) for position in exits["layers"]]
     if len(set(layers)) < len(layers):
         raise ValueError("more than one exit after a layer")
-    lists = [per_exit(exits[name], len(layers)) for name in _PER_EXIT]
+    lists = [per_exit(exits[name], len(layers)) for name in PER_EXIT]
     return dict(zip(layers, zip(*lists, strict=True), strict=True))
 
 

@@ -85,11 +85,15 @@ class ServeConfig(Node):
 class ConvertConfig(Node):
     source: str | None
     """What is read. Of `format=eellm`: a folder that `transformers` wrote, a .gguf file, a name on the Hugging Face hub, or
-    `smollm2` (SmolLM2-135M-Instruct out of a Python package); of `format=huggingface`: a run or one of its checkpoints."""
+    `smollm2` (SmolLM2-135M-Instruct out of a Python package), or a run, whose exits are edited; of `format=huggingface`: a run or
+    one of its checkpoints."""
     target: str | None
     """Folder to write, which must not exist: it appears when it is whole."""
     format: Literal["eellm", "huggingface"]
-    """`eellm`: a run that `checkpoint=` reads, with the exits that are asked for; `huggingface`: what `transformers` loads."""
+    """`eellm`: a run that `checkpoint=` reads, with the exits that are asked for or else the source's; `huggingface`: what
+    `transformers` loads."""
+    move: dict[Count, Count] | None
+    """Exits of the source that go elsewhere with all their weights, e.g. {6: 8}: from after layer 6 to after layer 8."""
     shard_gigabytes: Positive
     """Largest file of weights that `huggingface` writes."""
 

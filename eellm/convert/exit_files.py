@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from eellm.convert.families import family_named
+from eellm.convert.exit_fields import exit_fields, exit_file, exit_prefix
+from eellm.convert.families import Family, family_named
 from eellm.convert.ledger import Ledger
-from eellm.convert.safetensors_files import Announced, write_file
+from eellm.convert.safetensors_files import Announced, read_file, write_file
 from eellm.convert.weights import Link, exit_links
 from eellm.data.cache import write_atomically
 from eellm.errors import writing
@@ -21,9 +22,6 @@ from eellm.model.spec import ExitSpec, ModelSpec
 
 CODE = Path(__file__).with_name("modeling_early_exit.py")
 """Travels with every model that has exits; it is not imported here."""
-
-FIELD = "early_exits"
-"""Of config.json: layer, head, tie_output and temperature of every exit."""
 
 
 def export_exits(folder: Path, spec: ModelSpec, tensors: Mapping[str, LazyTensor]) -> None:
@@ -46,14 +44,23 @@ def export_exits(folder: Path, spec: ModelSpec, tensors: Mapping[str, LazyTensor
         _write(exit_file(folder, exit_), pairs)
     with writing(folder / CODE.name):
         shutil.copyfile(CODE, folder / CODE.name)
-    described[FIELD] = [asdict(exit_) for exit_ in spec.exits]
+    described |= exit_fields(spec.exits)
     described["auto_map"] = {"AutoModelForCausalLM": f"{CODE.stem}.EarlyExitForCausalLM"}
     write_atomically(folder / "config.json", json.dumps(described, indent=2) + "\n")
 
 
-def exit_file(folder: Path, exit_: ExitSpec) -> Path:
-    """Where an exit's weights are in a model's folder."""
-    return folder / "exits" / f"{exit_.name}.safetensors"
+def read_exits(folder: Path, exits: Sequence[ExitSpec]) -> dict[str, LazyTensor]:
+    """What the files of a folder's exits hold, under `exit_prefix` and their names there. Raises ConversionError."""
+    return {exit_prefix(exit_) + name: tensor for exit_ in exits for name, tensor in read_file(exit_file(folder, exit_)).items()}
+
+
+def prefixed_links(family: Family, spec: ModelSpec) -> list[Link]:
+    """One link for each parameter of the exits, to what `read_exits` gives."""
+    return [
+        replace(link, theirs=tuple(exit_prefix(exit_) + name for name in link.theirs))
+        for exit_ in spec.exits
+        for link in exit_links(family, spec, exit_)
+    ]
 
 
 def _write(path: Path, pairs: list[tuple[Link, LazyTensor]]) -> None:

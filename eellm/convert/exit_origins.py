@@ -39,7 +39,7 @@ def edit_problems(
 
 
 def _move_problems(before: list[int], after: list[int], moves: Mapping[int, int]) -> Iterator[Problem]:
-    shown, path = {str(source): target for source, target in moves.items()}, "convert.move"
+    shown, path = "{" + ", ".join(f"{source}: {target}" for source, target in moves.items()) + "}", "convert.move"
     for source, target in moves.items():
         if source not in before:
             reason = f"no exit after layer {source}: the run has them after {before}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from eellm.config.schema import Config
 from eellm.convert.exit_files import export_exits
 from eellm.convert.families import Family, family_of
 from eellm.convert.ledger import Ledger
-from eellm.convert.resolved import resolved_model
+from eellm.convert.resolved import resolved_model, run_spec
 from eellm.convert.safetensors_files import Announced, TensorWriter
-from eellm.convert.tokenizer_files import COMPANIONS, CONFIG, read_config
+from eellm.convert.tokenizer_files import CONFIG, copy_run_tokenizer, read_config
 from eellm.convert.weights import EXIT, Link, links
 from eellm.data.cache import new_folder, write_atomically
 from eellm.data.tokenizer import Tokenizer
@@ -24,7 +23,7 @@ from eellm.data.tokenizer_files import load_tokenizer
 from eellm.errors import ConversionError
 from eellm.mcore.whole_tensors import LazyTensor, read_checkpoint
 from eellm.model.shapes import parameter_shapes
-from eellm.model.spec import ModelSpec, build_spec
+from eellm.model.spec import ModelSpec
 from eellm.rundir import RunDirectory, whole_checkpoint
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -36,9 +35,7 @@ def export_model(source: str, target: Path, config: Config) -> ModelSpec:
     Raises CheckpointError or ConversionError naming what is not as it should be, WriteError.
     """
     run, checkpoint = whole_checkpoint("convert.source", source)
-    spec = build_spec(
-        config, config.model.vocab_size or load_tokenizer(run.tokenizer, config.tokenizer.end_of_document).vocab_size
-    )
+    spec = run_spec(config, run)
     tensors = read_checkpoint(checkpoint)
     backbone = {name: tensor for name, tensor in tensors.items() if not name.startswith(EXIT)}
     with new_folder(target) as folder:
@@ -87,9 +84,7 @@ def copy_tokenizer(run: RunDirectory, folder: Path, end_of_document: str | None)
     if not run.tokenizer.is_file():
         return None
     tokenizer = load_tokenizer(run.tokenizer, end_of_document)
-    for name in ("tokenizer.json", "tokenizer.model", *COMPANIONS):
-        if (run.path / name).is_file():
-            shutil.copyfile(run.path / name, folder / name)
+    copy_run_tokenizer(run, folder)
     if not (folder / CONFIG).exists():
         end = next((token for token, id_ in tokenizer.special_tokens.items() if id_ == tokenizer.eod_id), None)
         kind = "LlamaTokenizer" if tokenizer.suffix == ".model" else "PreTrainedTokenizerFast"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,7 @@ from eellm.errors import ConversionError, MissingExtra
 
 if TYPE_CHECKING:
     from eellm.mcore.whole_tensors import LazyTensor
+    from eellm.model.spec import ExitSpec
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """Architectures of GGUF that are families of ours by the same name (llama.cpp calls Mistral and SmolLM2 llama, too)."""
@@ -104,6 +105,10 @@ class GgufFile:
 
         found = {tensor.name: tensor for tensor in self._reader.tensors}
         return {names.get(name, name): lazy(tensor, names.get(name, name)) for name, tensor in found.items()}
+
+    def exit_tensors(self, exits: Sequence[ExitSpec]) -> Mapping[str, LazyTensor]:
+        """None: the format knows no exits."""
+        return {}
 
     def write_tokenizer(self, folder: Path) -> str | None:
         return write_tokenizer(self, folder)

@@ -1,67 +1,60 @@
-"""A model of another library becomes a run's directory that `checkpoint=` reads like any other."""
+"""A model of another library becomes a run, with the exits that it has or that are asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from eellm.config.compose import fingerprint, to_yaml
-from eellm.config.schema import Config
+from eellm.config.schema import Config, TokenizerConfig
+from eellm.convert.exit_edits import edited_tensors
+from eellm.convert.exit_fields import described_exits
+from eellm.convert.exit_files import prefixed_links
 from eellm.convert.families import Family, family_named
 from eellm.convert.ledger import Ledger
+from eellm.convert.run_folder import write_run
 from eellm.convert.sources import Source
-from eellm.convert.weights import EXIT, Link, links
-from eellm.data.cache import new_folder
+from eellm.convert.weights import Link, links
 from eellm.errors import ConversionError
-from eellm.mcore.whole_tensors import LazyTensor, write_checkpoint
-from eellm.model.initialise import initial_value, source_name
+from eellm.mcore.whole_tensors import LazyTensor
 from eellm.model.shapes import parameter_shapes
 from eellm.model.spec import ModelSpec, build_spec
-from eellm.rundir import RunDirectory, step_name
+from eellm.rundir import RunDirectory
 
 
 def import_model(source: Source, target: Path, config: Config, overrides: list[str]) -> ModelSpec:
-    """Write `target`, whole or not at all. `config.model` is the source's, `config.exits` are added.
+    """Write `target`, whole or not at all. `config.model` is the source's, `config.exits` are in place of those that it has.
 
     Raises ConversionError naming the tensor or file that is not as it should be, WriteError.
     """
     assert config.model.vocab_size is not None, "config.json names the vocabulary's size"
-    spec = build_spec(config, config.model.vocab_size)
-    tensors = imported_tensors(source, spec, config.seed)
-    with new_folder(target) as folder:
+    after = build_spec(config, config.model.vocab_size)
+    before = replace(after, exits=tuple(described_exits(source.config())))
+    tensors = edited_tensors(imported_tensors(source, before), before, after, config.convert.move or {}, config.seed)
+
+    def write_tokenizer(folder: Path) -> TokenizerConfig:
         end = source.write_tokenizer(folder)
-        run = RunDirectory(folder)
-        name = target / run.tokenizer.name
-        tokenizer = config.tokenizer.model_copy(
-            update={"kind": "file", "path": str(name.absolute()), "end_of_document": end, "vocab_size": None}
-        )
-        saved = config.model_copy(update={"tokenizer": tokenizer})
-        run.describe(to_yaml(saved), overrides, fingerprint(saved))
-        write_checkpoint(run.checkpoints / step_name(0), tensors)
-        run.write_status("done")
-    return spec
+        path = str((target / RunDirectory(folder).tokenizer.name).absolute())
+        return config.tokenizer.model_copy(update={"kind": "file", "path": path, "end_of_document": end, "vocab_size": None})
+
+    write_run(target, config, overrides, tensors, write_tokenizer)
+    return after
 
 
-def imported_tensors(source: Source, spec: ModelSpec, seed: int) -> Mapping[str, LazyTensor]:
-    """All parameters of the model by global name: the source's weights in our layout, in their type, and initialised exits."""
+def imported_tensors(source: Source, spec: ModelSpec) -> Mapping[str, LazyTensor]:
+    """All parameters of the source's model by global name, in our layout and their type; `spec` has the exits that it has."""
     family = family_named(source.config())
-    ledger = Ledger(_with_prefix(source.tensors(), family), source.name)
+    ledger = Ledger({**_with_prefix(source.tensors(), family), **source.exit_tensors(spec.exits)}, source.name)
     ledger.leave(family.buffers)
     backbone = links(family, spec)
-    made = {link.ours: _joined(link, ledger) for link in backbone}
+    made = {link.ours: _joined(link, ledger) for link in [*backbone, *prefixed_links(family, spec)]}
     if spec.tie_embeddings:
         _drop_tied_output(made, backbone, family, source, ledger)
     for name, tensor in made.items():
         ledger.make(name, tensor)
-    dtype = made["embedding.tokens.weight"].dtype
-    shapes = parameter_shapes(spec)
-    for name, shape in shapes.items():
-        if name.startswith(EXIT):
-            origin = source_name(spec, name)
-            ledger.make(name, made[origin] if origin in made else _drawn(spec, origin, shape, seed, dtype))
-    return ledger.settle(shapes)
+    return ledger.settle(parameter_shapes(spec))
 
 
 def _with_prefix(tensors: Mapping[str, LazyTensor], family: Family) -> Mapping[str, LazyTensor]:
@@ -100,7 +93,3 @@ def _drop_tied_output(made: dict[str, LazyTensor], backbone: list[Link], family:
         return whole
 
     made[link.ours] = LazyTensor(embedding.shape, embedding.dtype, read)
-
-
-def _drawn(spec: ModelSpec, name: str, shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> LazyTensor:
-    return LazyTensor(shape, dtype, lambda: initial_value(spec, name, shape, seed).to(dtype))

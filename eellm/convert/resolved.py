@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from eellm.config.schema import ModelConfig
-from eellm.model.spec import resolved_ffn
+from eellm.config.schema import Config, ModelConfig
+from eellm.model.spec import ModelSpec, build_spec, resolved_ffn
+from eellm.rundir import RunDirectory
 
 
 def resolved_model(model: ModelConfig, vocab_size: int, sequence_length: int) -> dict[str, Any]:
@@ -24,3 +25,11 @@ def resolved_model(model: ModelConfig, vocab_size: int, sequence_length: int) ->
         "rotary_fraction": model.rotary_fraction if rotary else 1.0,
         "rotary_scaling": values["rotary_scaling"] if rotary else None,
     }
+
+
+def run_spec(config: Config, run: RunDirectory) -> ModelSpec:
+    """The model of a run, whose tokenizer knows the vocabulary's size where its config does not."""
+    from eellm.data.tokenizer_files import load_tokenizer
+
+    end = config.tokenizer.end_of_document
+    return build_spec(config, config.model.vocab_size or load_tokenizer(run.tokenizer, end).vocab_size)

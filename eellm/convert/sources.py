@@ -6,7 +6,7 @@ What a model is can be read without torch, before a run starts; tensors are read
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +17,7 @@ from eellm.errors import ConversionError, MissingExtra
 
 if TYPE_CHECKING:
     from eellm.mcore.whole_tensors import LazyTensor
+    from eellm.model.spec import ExitSpec
 
 SMOLLM2 = "smollm2"
 """The source that is a model out of a Python package (`eellm.convert.smollm2`)."""
@@ -38,6 +39,10 @@ class Source(Protocol):
 
     def tensors(self) -> Mapping[str, LazyTensor]:
         """Its weights under `transformers`' names."""
+        ...
+
+    def exit_tensors(self, exits: Sequence[ExitSpec]) -> Mapping[str, LazyTensor]:
+        """Weights of the exits that its config.json lists, under names of `eellm.convert.exit_files`."""
         ...
 
     def write_tokenizer(self, folder: Path) -> str | None:
@@ -74,6 +79,11 @@ class ModelFolder:
             raise ConversionError(f"looked for {WHOLE} or {INDEX} in {self.path}, found {_found(self.path)}.")
         return read_folder(self.path)
 
+    def exit_tensors(self, exits: Sequence[ExitSpec]) -> Mapping[str, LazyTensor]:
+        from eellm.convert.exit_files import read_exits
+
+        return read_exits(self.path, exits)
+
     def write_tokenizer(self, folder: Path) -> str | None:
         return copy_tokenizer(self.path, folder, self.config())
 
@@ -89,6 +99,9 @@ class HubModel:
 
     def tensors(self) -> Mapping[str, LazyTensor]:
         return self._folder(*_WEIGHTS).tensors()
+
+    def exit_tensors(self, exits: Sequence[ExitSpec]) -> Mapping[str, LazyTensor]:
+        return self._folder(*_WEIGHTS).exit_tensors(exits) if exits else {}
 
     def write_tokenizer(self, folder: Path) -> str | None:
         return self._folder(*_TOKENIZER).write_tokenizer(folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eellm.errors import ConversionError
+from eellm.rundir import RunDirectory
 
 CONFIG = "tokenizer_config.json"
 
@@ -33,6 +34,13 @@ def copy_tokenizer(source: Path, target: Path, model_config: dict[str, Any]) -> 
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     return end_of_document(target, model_config)
+
+
+def copy_run_tokenizer(run: RunDirectory, folder: Path) -> None:
+    """Copy a run's tokenizer and what lies beside it, as they are."""
+    for name in (_OWN, _SENTENCEPIECE, *COMPANIONS):
+        if (run.path / name).is_file():
+            shutil.copyfile(run.path / name, folder / name)
 
 
 def end_of_document(folder: Path, model_config: dict[str, Any]) -> str | None:

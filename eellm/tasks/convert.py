@@ -1,8 +1,10 @@
-"""`task=convert`: a model of `transformers` becomes a run, a run becomes a model of `transformers`. One process, no ranks."""
+"""`task=convert`: a model of `transformers` becomes a run, a run one with other exits or a model of `transformers`. No ranks."""
 
 from __future__ import annotations
 
+from eellm.config.conversion import is_run
 from eellm.config.paths import expanded
+from eellm.convert.editing import edit_model
 from eellm.convert.exporting import export_model
 from eellm.convert.importing import import_model
 from eellm.convert.sources import open_source
@@ -24,10 +26,12 @@ def run(context: TaskContext) -> dict[str, float]:
     assert convert.target is not None, "checked with the config"
     target = expanded(convert.target)
     with shown_conversion(convert.source, target, convert.format) as show:
-        if convert.format == "eellm":
-            overrides = context.run.overrides.read_text(encoding="utf-8").splitlines()
-            source = open_source(convert.source, cache_root(config.data))
-            show(import_model(source, target, config, overrides))
-        else:
+        if convert.format == "huggingface":
             show(export_model(convert.source, target, config))
+            return {}
+        overrides = context.run.overrides.read_text(encoding="utf-8").splitlines()
+        if is_run(convert.source):
+            show(edit_model(convert.source, target, config, overrides))
+        else:
+            show(import_model(open_source(convert.source, cache_root(config.data)), target, config, overrides))
     return {}

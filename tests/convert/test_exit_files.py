@@ -17,11 +17,11 @@ from eellm.convert.modeling_early_exit import exit_file
 from eellm.decoding.continuation import Request
 from eellm.errors import ConversionError
 from eellm.mcore.checkpoint import load_stages
-from eellm.mcore.whole_tensors import LazyTensor, read_checkpoint, write_checkpoint
+from eellm.mcore.whole_tensors import LazyTensor, read_checkpoint
 from eellm.model.spec import ModelSpec, build_spec
 from tests import workers
 from tests.convert import hugging_face
-from tests.convert.conversions import exported, imported
+from tests.convert.conversions import exported, imported, run_with_exits
 from tests.decoding import models
 
 PROMPT = (5, 17, 3, 42, 8)
@@ -29,21 +29,6 @@ COUNT = 24
 MIXED = ("exits.layers=[1,2,3]", "exits.head=[mlp,block,norm]", "exits.tie_output=[true,false,false]")
 MIXED += ("exits.temperature=[2.0,1.5,1.0]",)
 BARE = ("exits.layers=[1,2]", "exits.head=[embedding,block]", "exits.tie_output=[false,true]", "exits.temperature=[3.0,1.0]")
-
-
-def run_with_exits(row: str, folder: Path, exits: tuple[str, ...]) -> tuple[Path, ModelSpec]:
-    """A run whose backbone is a random model of `transformers`, and whose exits are copies of nothing."""
-    hugging_face.save(row, folder / "source")
-    spec = imported(folder / "source", folder / "run", *exits)
-    checkpoint = folder / "run" / "checkpoints" / "step_0000000"
-    generator = torch.Generator().manual_seed(4)
-
-    def shaken(name: str, tensor: LazyTensor) -> LazyTensor:
-        noise = 0.2 * torch.randn(tensor.shape, generator=generator) if name.startswith("heads.exit_") else 0
-        return LazyTensor.of(tensor.read() + noise)
-
-    write_checkpoint(checkpoint, {name: shaken(name, tensor) for name, tensor in read_checkpoint(checkpoint).items()})
-    return folder / "run", spec
 
 
 def decode(rank: int, spec: ModelSpec, checkpoint: str, thresholds: tuple[float, ...]) -> list[tuple[list[int], list[int]]]:

@@ -160,13 +160,11 @@ def test_shards(tmp_path: Path) -> None:
     assert f"looked for {source / shard}, found nothing" in refused(source, ConversionError)
 
 
-def test_ends_of_a_conversion(source: Path, tmp_path: Path, saved_run: Path) -> None:
+def test_ends_of_a_conversion(source: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(ConfigError, match=r"convert\.target=.*: the folder is not empty"):
         imported(source, tmp_path / "full")
-    with pytest.raises(ConfigError, match="it is a run of eellm already"):
-        imported(saved_run, tmp_path / "run")
     with pytest.raises(CheckpointError, match="not a run directory"):
         exported(source, tmp_path / "folder")
     with pytest.raises(ConversionError, match="no such file or folder"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
+from eellm.config.conversion import is_run
 from eellm.config.paths import expanded
 from eellm.config.request import Request, typed_value
 from eellm.config.schema import ConvertConfig, DataConfig, ModelConfig, TaskConfig
@@ -50,9 +51,12 @@ def a_family_can_say_the_model(task: TaskConfig, convert: ConvertConfig, model: 
         yield Problem(f"model.{what.field}", what.value, what.reason, fix)
 
 
-def exits_of_a_run_travel_as_they_are(task: TaskConfig, convert: ConvertConfig, request: Request) -> Problems:
-    for override in request.parsed if task.name == "convert" and convert.format == "huggingface" else ():
-        if override.group in ("exits", "model"):
+def what_a_run_has_travels_as_it_is(task: TaskConfig, convert: ConvertConfig, request: Request) -> Problems:
+    """All of it to other libraries; to another run all but the exits."""
+    if task.name != "convert" or convert.source is None or not is_run(convert.source):
+        return
+    for override in request.parsed:
+        if override.group == "model" or (override.group == "exits" and convert.format == "huggingface"):
             yield Problem(override.key, typed_value(override), f"`{override.group}` comes from the run", "leave it out")
 
 
@@ -61,5 +65,5 @@ RULES: list[Callable[..., Problems]] = [
     packages_of_the_format_are_there,
     conversions_run_in_one_process,
     a_family_can_say_the_model,
-    exits_of_a_run_travel_as_they_are,
+    what_a_run_has_travels_as_it_is,
 ]
