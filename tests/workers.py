@@ -14,7 +14,6 @@ import gc
 import os
 import queue
 import signal
-import socket
 import tempfile
 import time
 import traceback
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from eellm.lifetime import end_with_parent
@@ -41,7 +41,6 @@ def _serve(rank: int, world_size: int, stack_file: str, inbox: Any, outbox: Any)
     end_with_parent(os.getppid())  # an idle rank would wait for work for ever
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
-    import torch.distributed as dist
 
     from eellm.mcore.groups import destroy_groups
 
@@ -56,10 +55,11 @@ def _serve(rank: int, world_size: int, stack_file: str, inbox: Any, outbox: Any)
             return
         port, function, args = work
         try:
-            store = dist.TCPStore("127.0.0.1", port, world_size, is_master=rank == 0, wait_for_workers=False)
+            store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
             dist.init_process_group(
                 "gloo", store=store, rank=rank, world_size=world_size, timeout=datetime.timedelta(seconds=TIMEOUT)
             )
+            dist.barrier()  # who is done at once must not leave before the others have connected to it
             outbox.put((rank, True, function(rank, *args)))
         except BaseException:
             outbox.put((rank, False, traceback.format_exc()))
@@ -86,11 +86,10 @@ class Workers:
             process.start()
 
     def run(self, function: Callable[..., Any], args: tuple) -> list[Any]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        # held here: a port that is found free first and listened at later may be somebody else's by then
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         for inbox in self.inboxes:
-            inbox.put((port, function, args))
+            inbox.put((store.port, function, args))
         results: dict[int, Any] = {}
         failures: dict[int, str] = {}
         while len(results) + len(failures) < self.world_size:
