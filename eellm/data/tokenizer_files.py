@@ -20,6 +20,15 @@ from eellm.errors import DataError
 _VOCABULARY, _MERGES = "vocab.json", "merges.txt"
 
 
+def configured_vocab_size(config: TokenizerConfig) -> int:
+    """Entries of a tokenizer, also of one that is still to be trained."""
+    if config.kind == "byte_bpe":
+        assert config.vocab_size is not None, "checked with the config"
+        return config.vocab_size
+    assert config.path is not None, "checked with the config"
+    return load_tokenizer(config.path, config.end_of_document).vocab_size
+
+
 def load_tokenizer(path: str | Path, end_of_document: str | None = None) -> Tokenizer:
     """Read a tokenizer.json, a SentencePiece .model, GPT-2's vocab.json with its merges.txt, or a folder with one of them.
 

@@ -11,7 +11,7 @@ from eellm.benchmark.figure import Figure, layout_name
 from eellm.benchmark.speed_quality import speed_against_quality
 from eellm.config.schema import Config, DecodingMode, ExitPolicyConfig
 from eellm.data.corpus import Corpus
-from eellm.data.tokenizer_files import load_tokenizer
+from eellm.data.tokenizer_files import configured_vocab_size
 from eellm.decoding.policy import build_policy
 from eellm.decoding.setting import swept
 from eellm.engine.chunks import ChunkOptions, build_chunks
@@ -122,15 +122,8 @@ def model_and_prompts(context: TaskContext, plan: Plan, groups: Groups) -> tuple
 
 
 def vocab_size(config: Config) -> int:
-    """The tokenizer's size without a tokenizer where it is to be trained."""
-    if config.checkpoint is not None:
-        return trained_tokenizer(config).vocab_size
-    tokenizer = config.tokenizer
-    if tokenizer.kind == "byte_bpe":
-        assert tokenizer.vocab_size is not None, "checked with the config"
-        return tokenizer.vocab_size
-    assert tokenizer.path is not None, "checked with the config"
-    return load_tokenizer(tokenizer.path, tokenizer.end_of_document).vocab_size
+    """Of the trained model, or of the tokenizer that random weights would have."""
+    return configured_vocab_size(config.tokenizer) if config.checkpoint is None else trained_tokenizer(config).vocab_size
 
 
 def show(context: TaskContext, title: str, figures: list[Figure]) -> None:

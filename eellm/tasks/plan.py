@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from eellm.config.schema import Config
+from eellm.data.tokenizer_files import configured_vocab_size
 from eellm.errors import writing
 from eellm.plan.outcome import plan
 from eellm.schedule.csv_file import read_csv, write_csv
@@ -30,7 +31,9 @@ def run(context: TaskContext) -> dict[str, float]:
     from eellm.report.plan_table import print_plan
     from eellm.report.terminal import location_line
 
-    outcome = plan(context.config, vocab_size(context.config), own_program(context.config))
+    config = context.config
+    vocab_size = config.model.vocab_size or configured_vocab_size(config.tokenizer)
+    outcome = plan(config, vocab_size, own_program(config))
     charts = charts_of(outcome)
     for name, text in {"plan.json": json.dumps(outcome.json(), indent=1), "plan.html": plan_page(outcome, charts)}.items():
         with writing(context.run_dir / name):
@@ -48,17 +51,3 @@ def own_program(config: Config) -> Program | None:
     if config.schedule.name != "csv" or config.schedule.path is None:
         return None
     return checked(read_csv(Path(config.schedule.path).expanduser()))
-
-
-def vocab_size(config: Config) -> int:
-    """The tokenizer's size, without a tokenizer where it is to be trained."""
-    if config.model.vocab_size is not None:
-        return config.model.vocab_size
-    tokenizer = config.tokenizer
-    if tokenizer.kind == "byte_bpe":
-        assert tokenizer.vocab_size is not None, "checked with the config"
-        return tokenizer.vocab_size
-    from eellm.data.tokenizer_files import load_tokenizer
-
-    assert tokenizer.path is not None, "checked with the config"
-    return load_tokenizer(tokenizer.path, tokenizer.end_of_document).vocab_size
