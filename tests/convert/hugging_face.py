@@ -33,7 +33,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         *("Llama",),
         _SHAPE | {"rope_parameters": {"rope_type": "linear", "factor": 2.5}, "attention_bias": True, "mlp_bias": True},
     ),
-    "smollm2": ("Llama", _SHAPE | _GROUPS | {"tie_word_embeddings": True, "num_attention_heads": 2, "num_key_value_heads": 1}),
+    "smollm2": (  # with its 9 heads in 3 groups
+        *("Llama",),
+        _SHAPE | {"tie_word_embeddings": True, "hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3},
+    ),
     "mistral": ("Mistral", _SHAPE | _GROUPS | {"sliding_window": 5}),
     "qwen2": ("Qwen2", _SHAPE | _GROUPS | {"tie_word_embeddings": True}),
     "qwen2_window": ("Qwen2", _SHAPE | _GROUPS | {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0}),

@@ -65,6 +65,14 @@ def test_logits_on_two_ranks(row: str, layout: str, models: dict[str, Imported])
     assert difference(np.concatenate(finals, axis=2), model.wanted) < TOLERANCE
 
 
+@pytest.mark.dist
+def test_nine_heads_in_three_groups_on_three_ranks(models: dict[str, Imported], tmp_path: Path) -> None:
+    model = models["smollm2"]
+    imported(model.source, tmp_path / "run", "model.vocab_multiple=192")
+    ranks = workers.run(3, our_logits.whole_sequences, str(tmp_path / "run"), ["parallel.tp=3"], model.ids.numpy())
+    assert difference(np.concatenate([heads["final"] for heads in ranks], axis=2), model.wanted) < TOLERANCE
+
+
 @pytest.mark.parametrize("row", MODELS)
 def test_the_way_back(row: str, models: dict[str, Imported], tmp_path: Path) -> None:
     model = models[row]
