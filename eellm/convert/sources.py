@@ -120,6 +120,19 @@ class HubModel:
             ) from error
 
 
+def _legacy(path: Path) -> Source | None:
+    """A checkpoint of EE-LLM, by the names of its folders."""
+    if not (path / "latest_checkpointed_iteration.txt").is_file() and not any(path.glob("mp_rank_*")):
+        return None
+    from eellm.convert.legacy_files import iteration_folder
+    from eellm.convert.legacy_megatron import LegacyMegatron
+
+    folder = iteration_folder(path)
+    if folder is None:
+        raise ConversionError(f"{path} names an iteration in latest_checkpointed_iteration.txt of which it holds no mp_rank_*.")
+    return LegacyMegatron(path, folder)
+
+
 def open_source(given: str, cache: Path) -> Source:
     """The model that `convert.source` names; `cache` is where downloads of ours are kept. A path goes before a name.
 
@@ -127,7 +140,7 @@ def open_source(given: str, cache: Path) -> Source:
     """
     path = expanded(given)
     if path.is_dir():
-        return ModelFolder(path)
+        return _legacy(path) or ModelFolder(path)
     if path.is_file() and path.suffix != ".gguf":
         raise ConversionError(f"{given} is neither a folder nor a .gguf file.")
     if path.is_file() or given == SMOLLM2:
