@@ -5,6 +5,7 @@ What a killed or failed write leaves behind is called `<name>.partial`; nothing 
 
 from __future__ import annotations
 
+import errno
 import inspect
 import logging
 import os
@@ -28,8 +29,8 @@ from eellm.mcore.writer_processes import bound_children
 
 PARTIAL = ".partial"
 
-_CUT_SHORT = "inline_container"
-"""In what torch says when a file ends before its data do, in place of the system's reason."""
+_CUT_SHORT = ("inline_container", *(os.strerror(number) for number in (errno.EFBIG, errno.ENOSPC, errno.EDQUOT)))
+"""Signs that the system takes no more data: what torch says when a file ends before its data do, and the system's reasons."""
 
 # newer releases choose between this and an optional package
 _STRATEGY = {"async_strategy": "mcore"} if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters else {}
@@ -141,7 +142,7 @@ def _write_errors(partial: Path) -> Iterator[None]:
         reason = next(iter(complaints.of_all_ranks()), failure_reason(error))
 
         def report() -> None:
-            said = f"{_cut_short(partial)} ({reason})" if _CUT_SHORT in reason else reason
+            said = f"{_cut_short(partial)} ({reason})" if any(sign in reason for sign in _CUT_SHORT) else reason
             shutil.rmtree(partial, ignore_errors=True)
             raise WriteError(f"cannot write {partial}: {said}.")
 
