@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from pathlib import Path
 
+from eellm.config.paths import expanded
+from eellm.config.rules.schedule import MEGATRONS
 from eellm.config.schema import ScheduleConfig
 from eellm.engine.chunks import Chunks
 from eellm.engine.executor import ProgramEngine, Schedule
@@ -21,13 +22,10 @@ from eellm.schedule.program import Program, with_communication
 from eellm.schedule.programs import gpipe, interleaved, one_f_one_b
 from eellm.schedule.weights import Filled
 
-EXECUTED = ("gpipe", "bubble_filling", "csv")
-"""Schedules that only the executor runs."""
-
 
 def training_engine(config: ScheduleConfig, chunks: Chunks, options: ObjectiveOptions) -> TrainingEngine:
     """megatron-core's schedules where they do, unless the executor is asked for."""
-    if config.engine == "executor" or config.name in EXECUTED:
+    if config.engine == "executor" or config.name not in MEGATRONS:
         return ProgramEngine(chunks, options, schedule_of(config, chunks.groups.layout, chunks.plan))
     return MegatronEngine(chunks, options)
 
@@ -65,5 +63,5 @@ def _pipeline(layout: ParallelLayout, num_microbatches: int) -> Program:
 def _program(config: ScheduleConfig, layout: ParallelLayout, num_microbatches: int) -> Program:
     if config.name == "csv":
         assert config.path is not None, "validated"
-        return read_csv(Path(config.path))
+        return read_csv(expanded(config.path))
     return gpipe(layout.pp, num_microbatches) if config.name == "gpipe" else _pipeline(layout, num_microbatches)

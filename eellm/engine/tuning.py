@@ -20,6 +20,7 @@ from eellm.engine.hidden_cache import HiddenStates, Keeping, visit_kept
 from eellm.engine.megatron import MegatronEngine
 from eellm.engine.protocol import Losses, VisitorOf, reduce_losses
 from eellm.mcore.cpu import cpu_stand_ins
+from eellm.mcore.schedules import reduce_gradients
 from eellm.model.context import Context
 from eellm.model.divergence import DivergenceOptions, Teacher, linear_divergence
 from eellm.model.objective import HeadWeights, LossSums, Objective, ObjectiveOptions
@@ -62,10 +63,10 @@ class TuningEngine:
 
         self._pass(batch, tuning)
         waiting.run()
-        num_tokens = batch.loss_mask.sum().to(torch.int)
+        num_tokens = int(batch.loss_mask.sum())
         with cpu_stand_ins():
-            self.chunks.config.finalize_model_grads_func(self.chunks.wrapped, num_tokens.clone())
-        return reduce_losses(sums, self.chunks.spec.heads, int(num_tokens), groups)
+            reduce_gradients(self.chunks.wrapped, self.chunks.config, num_tokens)
+        return reduce_losses(sums, self.chunks.spec.heads, num_tokens, groups)
 
     def _pass(self, batch: GlobalBatch, visitor_of: VisitorOf) -> None:
         """Through the backbone, or where the hidden states at all exits are kept, past it."""
