@@ -82,7 +82,7 @@ def run_config(data_config: Callable[..., DataConfig], tokenizer_config: Tokeniz
             tokenizer=tokenizer_config,
             model=ModelConfig.model_construct(vocab_size=None),
             trainer=TrainerConfig.model_construct(val_batches=3),
-            debug=DebugConfig(detect_anomaly=False, profile=False, overfit=overfit),
+            debug=DebugConfig(detect_anomaly=False, profile=False, timeline=False, overfit=overfit),
         )
 
     return build
