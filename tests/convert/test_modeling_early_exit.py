@@ -210,6 +210,7 @@ def test_exits_can_be_trained_in_transformers(tmp_path: Path) -> None:
     positions = torch.tensor([[0, 0, 0, 1, 2, 3, 4]])
     out = model(padded, attention_mask=mask, position_ids=positions, output_exit_logits=True, labels=padded)
     for layer, logits in out.exit_logits.items():
-        torch.testing.assert_close(logits[:, 2:], alone[layer], msg=f"exit {layer}")
+        # matrices of other shapes round otherwise where they are cut for several threads: parity's bound, not an element's own
+        torch.testing.assert_close(logits[:, 2:], alone[layer], rtol=0, atol=1e-5 * float(alone[layer].abs().max().detach()))
     sum(logits[:, 2:].square().mean() for logits in out.exit_logits.values()).backward()
     assert all(parameter.grad is not None for parameter in model.exits.parameters())
