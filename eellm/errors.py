@@ -52,6 +52,10 @@ class DataError(UserError):
     """A corpus or tokenizer cannot be read or is not what it should be."""
 
 
+class RunError(UserError):
+    """There are no runs where some are looked for, or none that can be compared as asked."""
+
+
 class ConversionError(UserError):
     """A model cannot be converted: names the file, tensor or field, what it is and what was looked for."""
 

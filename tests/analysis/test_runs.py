@@ -1,0 +1,191 @@
+import json
+import math
+import time
+
+import pandas as pd
+import pytest
+
+from eellm.analysis import exit_table, load_runs, metric_history, settings_of, speed_quality
+from eellm.config.compose import compose, to_yaml
+from eellm.errors import RunError, as_typed
+from tests.analysis.run_folders import STARTED, write_run
+
+
+def test_a_row_a_run_with_what_varies(tmp_path):
+    for number, (weight, seed, layers) in enumerate([(0.1, 1, [2, 4]), (0.1, 2, [2, 4]), (1, 1, [4])]):
+        settings = {"loss_weights.values": weight, "seed": seed, "exits.layers": layers, "name": f"run{number}"}
+        write_run(tmp_path / "study" / str(number), settings, {"val/loss/final": 4.0 + number})
+    runs = load_runs(tmp_path)
+    assert settings_of(runs) == ["seed", "exits.layers", "loss_weights.values"]
+    assert list(runs["name"]) == ["run0", "run1", "run2"]
+    assert list(runs["seed"]) == [1, 2, 1]
+    assert list(runs["exits.layers"]) == ["[2,4]", "[2,4]", "[4]"]
+    assert list(runs["val/loss/final"]) == [4.0, 5.0, 6.0]
+    assert set(runs["status"]) == {"done"}
+    assert set(runs["seconds"]) == {60.0}
+    assert set(runs["started"]) == {pd.Timestamp(STARTED, unit="s", tz="UTC")}
+    assert runs["run"].tolist() == [str(tmp_path / "study" / str(number)) for number in range(3)]
+    shared = {
+        "study.name": "weights",
+        "task.name": "train",
+        "model.num_layers": 8,
+        "model.rotary_scaling": None,
+        "exits.head": "norm",
+    }
+    assert runs.attrs == {"shared": shared, "broken": []}
+
+
+def test_null_and_none_at_all_are_the_same_and_a_truth_value_is_no_number(tmp_path):
+    write_run(tmp_path / "old", {"model.new": None, "model.flag": True})
+    write_run(tmp_path / "new", {"model.flag": 1})
+    assert settings_of(load_runs(tmp_path)) == ["model.flag"]
+
+
+def test_a_real_config_is_read_as_it_was_composed(tmp_path):
+    """The file is parsed in parts, which has to come to the same."""
+    prompts = ["import os\n\nimport ", "a: b\n# c", "- d"]
+    config = compose([])
+    config = config.model_copy(update={"decoding": config.decoding.model_copy(update={"prompts": prompts})})
+    for name in "ab":
+        (write_run(tmp_path / name) / "config.yaml").write_text(to_yaml(config))
+    expected = {key: as_typed(value) if isinstance(value, list) else value for key, value in config.flat().items()}
+    runs = load_runs(tmp_path)
+    assert runs.attrs["shared"] == expected
+    assert settings_of(runs) == []
+
+
+def test_runs_are_found_wherever_they_lie_but_not_inside_another(tmp_path):
+    write_run(tmp_path / "outputs" / "train" / "a")
+    write_run(tmp_path / "outputs" / "train" / "a" / "wandb" / "inner")
+    write_run(tmp_path / "multirun" / "b")
+    (tmp_path / "multirun" / "b" / ".hydra").mkdir()
+    (tmp_path / "multirun" / "notes").mkdir()
+    assert len(load_runs(tmp_path)) == 2
+    assert len(load_runs(tmp_path / "outputs" / "train" / "a")) == 1
+    assert len(load_runs([tmp_path / "outputs", tmp_path / "multirun"])) == 2
+
+
+def broken_status(run):
+    (run / "status.json").write_text('{"state": "do')
+
+
+def broken_metrics(run):
+    (run / "metrics.json").write_text('{"val/loss/final": 4.')
+
+
+def no_config(run):
+    (run / "config.yaml").unlink()
+
+
+def broken_config(run):
+    (run / "config.yaml").write_text("name: a\nmodel: {num_layers: [\n")
+
+
+def empty_config(run):
+    (run / "config.yaml").write_text("")
+
+
+def unreadable(run):
+    (run / "metrics.json").unlink()
+    (run / "metrics.json").mkdir()
+
+
+def binary(run):
+    (run / "config.yaml").write_bytes(b"name: \xff\xfe")
+
+
+def stateless(run):
+    (run / "status.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (broken_status, "status.json is not JSON"),
+        (broken_metrics, "metrics.json is not JSON"),
+        (no_config, "config.yaml: No such file"),
+        (broken_config, "config.yaml is not a mapping in YAML"),
+        (empty_config, "config.yaml is not a mapping in YAML"),
+        (unreadable, "metrics.json: Is a directory"),
+        (binary, "config.yaml is not a mapping in YAML"),
+        (stateless, "status.json does not say"),
+    ],
+)
+def test_broken_runs_are_reported(tmp_path, damage, named):
+    write_run(tmp_path / "good")
+    damage(write_run(tmp_path / "bad"))
+    runs = load_runs(tmp_path)
+    assert list(runs["run"]) == [str(tmp_path / "good")]
+    ((path, reason),) = runs.attrs["broken"]
+    assert path == str(tmp_path / "bad")
+    assert named in reason
+
+
+def test_only_broken_runs_are_no_error(tmp_path):
+    no_config(write_run(tmp_path / "bad"))
+    runs = load_runs(tmp_path)
+    assert (len(runs), len(runs.attrs["broken"])) == (0, 1)
+    assert {"run", "name", "status"} <= set(runs.columns)
+    assert len(metric_history(runs)) == len(exit_table(runs)) == 0
+
+
+def test_no_runs_is_an_error(tmp_path):
+    with pytest.raises(RunError, match="no run directory in it"):
+        load_runs(tmp_path)
+    with pytest.raises(RunError, match="there is no such folder"):
+        load_runs(tmp_path / "absent")
+
+
+def test_history_is_long_and_keeps_what_varies(tmp_path):
+    for seed in (1, 2):
+        history = [{"step": step, "time": 100.0 + step, "val/loss/final": seed + step, "train/lr": 0.1} for step in (10, 20)]
+        write_run(
+            tmp_path / str(seed), {"seed": seed}, history=[*history, {"step": 20, "time": 130.0, "val/loss/final": math.nan}]
+        )
+    frame = metric_history(load_runs(tmp_path), "val/*")
+    assert list(frame.columns) == ["run", "name", "seed", "step", "seconds", "metric", "value"]
+    assert frame["value"].dropna().tolist() == [11.0, 21.0, 12.0, 22.0]
+    assert frame["seconds"].tolist() == [0.0, 10.0, 20.0] * 2
+    assert set(metric_history(load_runs(tmp_path))["metric"]) == {"val/loss/final", "train/lr"}
+    assert len(metric_history(load_runs(tmp_path), ["train/lr", "no/*"])) == 4
+
+
+def test_a_broken_file_costs_its_run_only(tmp_path):
+    for name in ("good", "bad"):
+        write_run(tmp_path / name, history=[{"step": 1, "time": 0.0, "train/lr": 0.1}])
+    (tmp_path / "bad" / "metrics.jsonl").write_text('{"step": 1, "ti\n{"step": 2}\n')
+    runs = load_runs(tmp_path)
+    frame = metric_history(runs)
+    assert list(frame["run"]) == [str(tmp_path / "good")]
+    assert [path for path, _ in frame.attrs["broken"]] == [str(tmp_path / "bad")]
+    assert runs.attrs["broken"] == []
+
+
+def test_tables_of_runs(tmp_path):
+    rows = [{"decoding": "full", "threshold": None, "speedup": 1.0}, {"decoding": "catch_up", "threshold": 0.5, "speedup": 1.2}]
+    for seed in (1, 2):
+        write_run(tmp_path / str(seed), {"seed": seed}, tables={"speed_quality": rows})
+    write_run(tmp_path / "none", {"seed": 3})
+    frame = speed_quality(load_runs(tmp_path))
+    assert frame.drop(columns=["run", "name"]).to_dict("list") == {
+        "seed": [1, 1, 2, 2], "decoding": ["full", "catch_up"] * 2, "threshold": [pytest.approx(math.nan, nan_ok=True), 0.5] * 2,
+        "speedup": [1.0, 1.2] * 2,
+    }  # fmt: skip
+
+
+def test_a_thousand_runs_in_five_seconds(tmp_path):
+    text = to_yaml(compose(["task=train"]))
+    for number in range(1000):
+        run = tmp_path / f"{number:04d}"
+        run.mkdir()
+        (run / "config.yaml").write_text(
+            text.replace("seed: 1\n", f"seed: {number}\n").replace("norm_eps: ", f"norm_eps: {number}")
+        )
+        (run / "status.json").write_text(json.dumps({"state": "done", "started": STARTED, "updated": STARTED + number}))
+        (run / "metrics.json").write_text(json.dumps({f"val/loss/exit_{layer:02d}": number / layer for layer in range(1, 30)}))
+        (run / "metrics.jsonl").write_text('{"step": 1, "time": 0.0}\n')
+    started = time.process_time()  # other processes' share of the cores is not at issue
+    runs = load_runs(tmp_path)
+    assert time.process_time() - started < 5
+    assert settings_of(runs) == ["seed", "model.norm_eps"]
+    assert runs["seed"].tolist() == list(range(1000))
