@@ -13,8 +13,9 @@ help:  ## list the targets
 demo: $(VENV)/installed  ## install into .venv, then train, evaluate and decode a small early-exit model
 	$(IN_VENV) run.py
 
+# files go to two processes, in order; one thread each, since threads that wait for each other cost more than they bring
 test: $(VENV)/installed-test  ## install with the test extra, then run the whole suite
-	$(IN_VENV) -m pytest
+	OMP_NUM_THREADS=1 $(IN_VENV) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/installed-dev  ## format, lint and types, as before a commit
 	$(IN_VENV) -m ruff format --check .
