@@ -8,41 +8,39 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from eellm.config.commandline import as_typed, composing_errors, explained, forced
-from eellm.errors import ConfigError, Problem, UserError, WriteError
+from eellm.config.commandline import CONF, as_typed, composing_errors, explained, forced
+from eellm.errors import JobFailed, UserError, WriteError, shown_as
 from eellm.outer import outer_rank
 from eellm.preemption import Preempted
 
 
-class Shown(Exception):
-    """A job has failed and its error has been shown."""
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def job(composed: DictConfig) -> Any:
+    """One run; in a sweep, one of several, which returns the objective's value."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        from eellm.sweep.job import sweep_job
 
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def job(composed: DictConfig) -> float | None:
-    """One run; in a sweep, one of several. Returns the objective's value."""
-    many = HydraConfig.get().mode == RunMode.MULTIRUN
+        return sweep_job(composed, HydraConfig.get())
     try:
-        return start(composed, HydraConfig.get(), many)
+        start(composed, HydraConfig.get())
     except Exception as error:
         show(error)
-        if many:
-            raise Shown from error  # Hydra goes on with the next job
         from eellm.launch import stop_followers
 
         stop_followers()
         sys.exit(1)
 
 
-def start(composed: DictConfig, hydra_config: DictConfig, many: bool) -> float | None:
+def start(composed: DictConfig, hydra_config: DictConfig) -> None:
     from eellm.config.compose import plain, validated
     from eellm.launch import launch
     from eellm.resume import open_run
@@ -51,14 +49,11 @@ def start(composed: DictConfig, hydra_config: DictConfig, many: bool) -> float |
     overrides = [as_typed(override) for override in hydra_config.overrides.task]
     try:
         outer = outer_rank()
-        if many and outer is not None:
-            fix = "start one run per launch, or a sweep without torchrun"
-            raise ConfigError([Problem("hydra.mode", "MULTIRUN", "a sweep cannot run under an outer launcher", fix)])
         config = validated(plain(composed), overrides, outer.world_size if outer else None)
         config, run = open_run(config, fresh, overrides)
     finally:
         remove_if_empty(fresh)
-    return launch(config, run).get(config.objective)
+    launch(config, run)
 
 
 def remove_if_empty(folder: Path) -> None:
@@ -70,13 +65,7 @@ def remove_if_empty(folder: Path) -> None:
 
 
 def show(error: BaseException) -> None:
-    """A user's mistake as its message, a fault of ours with its traceback."""
-    from eellm.spawn import RankFailure
-
-    if isinstance(error, UserError | RankFailure):
-        print(error, file=sys.stderr)
-    else:
-        traceback.print_exception(error)
+    print(shown_as(error), file=sys.stderr)
 
 
 def main() -> None:
@@ -87,21 +76,42 @@ def main() -> None:
         sys.exit(follow())
     sys.argv[1:] = forced(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, who show them more plainly
+    sys.exit(max(command(), sum_up()))
+
+
+def command() -> int:
+    """Do what is asked for. The exit status, 0 where it depends on how the jobs of a sweep have ended."""
     try:
         job()
-    except Shown:
-        sys.exit(1)
+    except JobFailed:
+        pass
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        return 128 + signal.SIGINT
     except Preempted as preempted:
         print(f"interrupted ({preempted})", file=sys.stderr)
-        sys.exit(preempted.exit_status)
+        return preempted.exit_status
     except (*composing_errors(), OSError) as error:  # of the latter, Hydra meets the first: it makes the run's folder
         from eellm.launch import stop_followers
 
         show(explained(error) if isinstance(error, composing_errors()) else WriteError.of(error.filename, error))
         stop_followers()
-        sys.exit(1)
+        return 1
+    except BrokenExecutor as error:  # a launcher's worker was killed
+        show(UserError(str(error)))
+        return 1
+    return 0
+
+
+def sum_up() -> int:
+    """After a sweep: say how its jobs have ended. The exit status."""
+    from eellm.sweep import ledger
+
+    sweep = ledger.CURRENT
+    if sweep is None or sweep.sweep is None:
+        return 0
+    entries = sweep.close()
+    print(ledger.summary(entries, sweep.sweep))
+    return int(any(not entry.has_result for entry in entries))
 
 
 if __name__ == "__main__":

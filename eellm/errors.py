@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,6 +80,21 @@ def writing(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise WriteError.of(path, error) from error
+
+
+class RankFailure(Exception):
+    """A rank failed by a fault of ours; the message holds its rank and its traceback."""
+
+
+class JobFailed(Exception):
+    """A job of a sweep has failed, and its error has been shown: for sweepers that count failures by what is raised."""
+
+
+def shown_as(error: BaseException) -> str:
+    """What a user is shown: a mistake of theirs as its message, a fault of ours with its traceback."""
+    if isinstance(error, UserError | RankFailure):
+        return str(error)
+    return "".join(traceback.format_exception(error)).rstrip()
 
 
 class MissingExtra(UserError):

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from eellm.config.compose import from_yaml, to_yaml
 from eellm.config.schema import Config
-from eellm.errors import ConfigError, Problem, UserError
+from eellm.errors import ConfigError, Problem, RankFailure, UserError
 from eellm.lifetime import end_with_parent
 from eellm.outer import OuterRank, outer_rank
 from eellm.preemption import Preempted, heeded
 from eellm.quiet import quiet_dependencies
 from eellm.rundir import RunDirectory
-from eellm.spawn import RankFailure, rank_failure, spawn
+from eellm.spawn import rank_failure, spawn
 from eellm.tasks.context import TaskContext
 
 if TYPE_CHECKING:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from eellm.config.compose import fingerprint, to_yaml
+from eellm.config.compose import to_yaml
+from eellm.config.fingerprint import weights_fingerprint
+from eellm.config.request import BEGINS_WITH_A_MODEL
 from eellm.config.schema import Config
+from eellm.manifest import fault
 from eellm.rundir import RunDirectory, unfinished, whole_checkpoint
 
 
@@ -19,13 +22,28 @@ def open_run(config: Config, fresh: Path, overrides: list[str]) -> tuple[Config,
     Raises CheckpointError where there is nothing whole to resume from.
     """
     if config.resume == "auto":
-        found, looked_at = unfinished(fresh.parent, fingerprint(config))
+        found, looked_at = unfinished(fresh.parent, weights_fingerprint(config))
         how = "starting a new run" if found is None else f"going on with {found.path}"
         said = f"resume=auto: looked for an unfinished run of these values among {looked_at}: {how}"
         Console(highlight=False, markup=False).print(said, soft_wrap=True)
         config = config.model_copy(update={"resume": None if found is None else str(found.path)})
     if config.resume is None:
-        return config, RunDirectory.create(fresh, to_yaml(config), overrides, fingerprint(config))
+        return config, RunDirectory.create(fresh, to_yaml(config), overrides, weights_fingerprint(config))
     run, _ = whole_checkpoint("resume", config.resume)
-    run.describe(to_yaml(config), overrides, fingerprint(config))
+    run.describe(to_yaml(config), overrides, weights_fingerprint(config))
     return config, run
+
+
+def open_job(config: Config, run: RunDirectory, overrides: list[str]) -> Config:
+    """Make the folder of a sweep's job ready, whatever an earlier attempt has left in it.
+
+    The run goes on with the newest whole checkpoint in it; where there is none, or the task keeps no state to go on with,
+    what lies there is removed. In the returned config `resume` is that checkpoint, or None.
+    """
+    steps = run.resumable_steps() if config.task.name in BEGINS_WITH_A_MODEL else []
+    whole = next((step for step in reversed(steps) if fault(step) is None), None)
+    if whole is None:
+        run.clear()
+    config = config.model_copy(update={"resume": None if whole is None else str(whole)})
+    run.describe(to_yaml(config), overrides, weights_fingerprint(config))
+    return config

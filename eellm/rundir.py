@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from eellm.data.cache import write_atomically
-from eellm.errors import CheckpointError, WriteError
+from eellm.errors import CheckpointError, WriteError, writing
 from eellm.manifest import fault, listing
 
 State = Literal["running", "done", "failed", "preempted"]
@@ -88,6 +88,11 @@ class RunDirectory:
         """What a run that tunes exits goes on with: exits and their optimizer, no model. Whole ones are among the checkpoints."""
         return self.path / "tuning"
 
+    @property
+    def lock(self) -> Path:
+        """Held by the process that runs a sweep's job; left behind by it."""
+        return self.path / ".lock"
+
     @classmethod
     def create(cls, wanted: Path, config_yaml: str, overrides: list[str], fingerprint: str) -> RunDirectory:
         """Make the directory of a new run; `_2`, `_3`... behind the name where another run has it already."""
@@ -101,10 +106,11 @@ class RunDirectory:
         return run
 
     def describe(self, config_yaml: str, overrides: list[str], fingerprint: str) -> None:
-        """Write config.yaml, add to overrides.txt (a resumed run has been given some before), and begin status.json."""
+        """Write config.yaml, add to overrides.txt what a resumed run has not been given before, and begin status.json."""
         write_atomically(self.config, config_yaml)
         before = self.overrides.read_text(encoding="utf-8") if self.overrides.exists() else ""
-        write_atomically(self.overrides, before + "".join(f"{override}\n" for override in overrides))
+        new = [override for override in overrides if override not in before.splitlines()]
+        write_atomically(self.overrides, before + "".join(f"{override}\n" for override in new))
         self._update_status({"fingerprint": fingerprint})
         self.write_status("running")
 
@@ -142,6 +148,23 @@ class RunDirectory:
     def write_metrics(self, metrics: dict[str, float]) -> None:
         """Write metrics.json: the run's final scalars."""
         write_atomically(self.final_metrics, json.dumps(metrics, indent=2) + "\n")
+
+    def final_scalars(self) -> dict[str, float] | None:
+        """What metrics.json says; None where it cannot be read."""
+        try:
+            metrics = json.loads(self.final_metrics.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return metrics if isinstance(metrics, dict) else None
+
+    def clear(self) -> None:
+        """Remove everything but the lock. Raises WriteError."""
+        with writing(self.path):
+            for entry in self.path.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry != self.lock:
+                    entry.unlink()
 
     def steps(self) -> list[Path]:
         """Checkpoint folders, oldest first. A checkpoint has its final name only once it is whole."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from eellm.config.compose import from_yaml, to_yaml
-from eellm.errors import UserError
+from eellm.errors import RankFailure, UserError
 from eellm.lifetime import end_with_parent
 from eellm.preemption import SIGNALS, Preempted, deferred, heeded, requested
 from eellm.quiet import quiet_dependencies
@@ -33,10 +33,6 @@ _GRACE = 3.0
 """Seconds in which the other ranks can end by themselves."""
 
 Ranks = Callable[[], list[BaseProcess]]
-
-
-class RankFailure(Exception):
-    """A rank failed by a fault of ours; the message holds its rank and its traceback."""
 
 
 def spawn(context: TaskContext, tasks: str, world_size: int) -> dict[str, float]:

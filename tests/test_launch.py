@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from eellm.config.compose import compose, fingerprint, to_yaml
+from eellm.config.compose import compose, to_yaml
+from eellm.config.fingerprint import weights_fingerprint
 from eellm.config.schema import Config
-from eellm.errors import ConfigError, DataError
+from eellm.errors import ConfigError, DataError, RankFailure
 from eellm.launch import check_devices, launch
 from eellm.outer import OuterRank, first_host, outer_rank
 from eellm.preemption import SIGNALS, Preempted
 from eellm.rundir import RunDirectory
-from eellm.spawn import RankFailure
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = "tests.launch_tasks"
@@ -30,7 +30,7 @@ TASKS = "tests.launch_tasks"
 
 def a_run(where: Path, *overrides: str) -> tuple[Config, RunDirectory]:
     config = compose(["task=train", "data.micro_batch_size=1", *overrides])
-    return config, RunDirectory.create(where / "run", to_yaml(config), list(overrides), fingerprint(config))
+    return config, RunDirectory.create(where / "run", to_yaml(config), list(overrides), weights_fingerprint(config))
 
 
 def prepared(run: RunDirectory) -> list[str]:

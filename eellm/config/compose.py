@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -78,30 +75,3 @@ def from_yaml(text: str) -> Config:
     if parsed.problems:
         raise ConfigError(parsed.problems)
     return Config(**parsed.groups)
-
-
-def fingerprint(config: Config) -> str:
-    """Hash of what determines the trained weights, whatever the layout, the machine or the logging.
-
-    Counts: seed, model, exits, loss weights, data (but micro-batch size, cache and loaders), tokenizer, optimizer (but how
-    its states and communication are split), learning-rate schedule with its end, dtype, overfitting, and the checkpoint
-    whose weights it begins with. Two runs with equal
-    fingerprints see the same batches and take the same steps, as far as both go.
-    """
-    dump = config.model_dump()
-    for group, keys in {
-        "data": ("micro_batch_size", "cache_dir", "num_workers"),
-        "optimizer": ("distributed", "overlap_grad_reduce", "overlap_param_gather"),
-        "model": ("attention",),
-        "exits": ("boundary", "deferred"),
-    }.items():
-        for key in keys:
-            del dump[group][key]
-    dump["lr_schedule"]["decay_steps"] = config.lr_schedule.decay_steps or config.trainer.max_steps
-    groups = ("seed", "model", "exits", "loss_weights", "data", "tokenizer", "optimizer", "lr_schedule")
-    counted = {**{group: dump[group] for group in groups}, "dtype": config.precision.dtype, "overfit": config.debug.overfit}
-    if config.task.name == "tune":
-        counted["tuning"] = dump["tuning"]
-    if config.checkpoint is not None:
-        counted["checkpoint"] = str(Path(config.checkpoint).expanduser().absolute())
-    return hashlib.blake2b(json.dumps(counted, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -410,8 +410,8 @@ class Config(Node):
     a model and is given none; with task=train, whose weights to begin with; with task=tune, whose exits to tune."""
     resume: str | None
     """Run directory to continue, or `auto`."""
-    objective: str
-    """Final metric that a sweeper minimises."""
+    objective: str | list[str]
+    """Final metric, or metrics, that a sweeper is told; which way each is good says `hydra.sweeper.direction`."""
     task: TaskConfig
     model: ModelConfig
     exits: ExitsConfig

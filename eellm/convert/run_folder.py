@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from eellm.config.compose import fingerprint, to_yaml
+from eellm.config.compose import to_yaml
+from eellm.config.fingerprint import weights_fingerprint
 from eellm.config.schema import Config, TokenizerConfig
 from eellm.data.cache import new_folder
 from eellm.mcore.whole_tensors import LazyTensor, write_checkpoint
@@ -26,6 +27,6 @@ def write_run(
     with new_folder(target) as folder:
         run = RunDirectory(folder)
         saved = config.model_copy(update={"tokenizer": write_tokenizer(folder)})
-        run.describe(to_yaml(saved), overrides, fingerprint(saved))
+        run.describe(to_yaml(saved), overrides, weights_fingerprint(saved))
         write_checkpoint(run.checkpoints / step_name(0), tensors)
         run.write_status("done")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from eellm.config.compose import compose, fingerprint, from_yaml, to_yaml
+from eellm.config.compose import compose, from_yaml, to_yaml
+from eellm.config.fingerprint import weights_fingerprint
 from eellm.errors import CheckpointError, ConfigError
 
 
@@ -45,7 +46,7 @@ def test_the_config_is_read_only() -> None:
     + ["debug=overfit"],
 )
 def test_the_fingerprint_follows_what_is_trained(override: str) -> None:
-    assert fingerprint(compose(["task=train", override])) != fingerprint(compose(["task=train"]))
+    assert weights_fingerprint(compose(["task=train", override])) != weights_fingerprint(compose(["task=train"]))
 
 
 @pytest.mark.parametrize(
@@ -54,12 +55,12 @@ def test_the_fingerprint_follows_what_is_trained(override: str) -> None:
     + ["exits.boundary=start", "device=cpu", "data.cache_dir=elsewhere", "resume=auto"],
 )
 def test_the_fingerprint_ignores_how_it_is_run(override: str) -> None:
-    assert fingerprint(compose(["task=train", override])) == fingerprint(compose(["task=train"]))
+    assert weights_fingerprint(compose(["task=train", override])) == weights_fingerprint(compose(["task=train"]))
 
 
 def test_decay_steps_decide_not_the_length_of_the_run() -> None:
     ends = ["task=train", "lr_schedule.decay_steps=400"]
-    assert fingerprint(compose([*ends, "trainer.max_steps=100"])) == fingerprint(compose(ends))
+    assert weights_fingerprint(compose([*ends, "trainer.max_steps=100"])) == weights_fingerprint(compose(ends))
 
 
 @pytest.mark.parametrize("where", ["", "checkpoints", "checkpoints/step_0000002"])
@@ -128,8 +129,8 @@ def test_a_resumed_warm_start_no_longer_reads_its_source(saved_run: Path, tmp_pa
     shutil.rmtree(saved_run)
     resumed = compose(["task=train", f"resume={again}", "trainer.max_steps=9"])
     assert (resumed.checkpoint, resumed.resume, resumed.trainer.max_steps) == (str(saved_run), str(again), 9)
-    assert fingerprint(compose(["task=train", f"resume={again}"])) == fingerprint(config)
-    assert fingerprint(config) != fingerprint(config.model_copy(update={"checkpoint": None}))
+    assert weights_fingerprint(compose(["task=train", f"resume={again}"])) == weights_fingerprint(config)
+    assert weights_fingerprint(config) != weights_fingerprint(config.model_copy(update={"checkpoint": None}))
 
 
 def test_changing_exits_on_resume_names_the_warm_start(saved_run: Path) -> None:

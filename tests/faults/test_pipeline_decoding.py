@@ -8,10 +8,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from eellm.config.compose import compose, fingerprint, to_yaml
+from eellm.config.compose import compose, to_yaml
+from eellm.config.fingerprint import weights_fingerprint
+from eellm.errors import RankFailure
 from eellm.launch import launch
 from eellm.rundir import RunDirectory
-from eellm.spawn import RankFailure
 
 PATIENCE = 30.0
 """Seconds after the failure within which the run must be over; the others get three to end by themselves."""
@@ -37,7 +38,7 @@ def test_a_failing_stage_ends_the_run(how: str, words: str, tmp_path: Path) -> N
     """Of the reference model over two stages: one waits for the other's messages or answers when that goes away."""
     overrides = ["task=generate", "parallel=pp2", "decoding=pipeline", f"logger.wandb.project={how}"]
     config = compose(overrides)
-    run = RunDirectory.create(tmp_path / "run", to_yaml(config), overrides, fingerprint(config))
+    run = RunDirectory.create(tmp_path / "run", to_yaml(config), overrides, weights_fingerprint(config))
     before = ranks()
     with pytest.raises(RankFailure, match=words) as caught:
         launch(config, run, "tests.launch_tasks")

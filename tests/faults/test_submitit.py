@@ -18,9 +18,11 @@ from tests.train.fitting import BASE
 def test_a_job_of_submitits_is_a_run(tmp_path: Path) -> None:
     small = [*BASE, "trainer.max_steps=2", "trainer.val_every=2", f"data.cache_dir={tmp_path / 'cache'}"]
     launcher = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    command = [sys.executable, str(ROOT / "run.py"), "-m", *small, *launcher, "resume=auto"]
+    command = [sys.executable, str(ROOT / "run.py"), "-m", *small, *launcher]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=580)
     assert result.returncode == 0, result.stderr
-    run = RunDirectory(tmp_path / "sweep" / "0")
+    (status,) = (tmp_path / "sweep").glob("*/status.json")
+    run = RunDirectory(status.parent)
+    assert "1 jobs in sweep: 1 done" in result.stdout
     assert run.status()["state"] == "done"
     assert [step.name for step in run.steps()] == ["step_0000002"]
