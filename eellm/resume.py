@@ -38,12 +38,13 @@ def open_job(config: Config, run: RunDirectory, overrides: list[str]) -> Config:
     """Make the folder of a sweep's job ready, whatever an earlier attempt has left in it.
 
     The run goes on with the newest whole checkpoint in it; where there is none, or the task keeps no state to go on with,
-    what lies there is removed. In the returned config `resume` is that checkpoint, or None.
+    what lies there is removed. In the returned config `resume` is that checkpoint, or None; config.yaml does not tell the two
+    apart, since the job is the same.
     """
     steps = run.resumable_steps() if config.task.name in BEGINS_WITH_A_MODEL else []
     whole = next((step for step in reversed(steps) if fault(step) is None), None)
     if whole is None:
         run.clear()
-    config = config.model_copy(update={"resume": None if whole is None else str(whole)})
+    config = config.model_copy(update={"resume": None})
     run.describe(to_yaml(config), overrides, weights_fingerprint(config))
-    return config
+    return config if whole is None else config.model_copy(update={"resume": str(whole)})

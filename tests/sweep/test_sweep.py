@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from eellm.config.compose import compose
+from eellm.config.compose import compose, from_yaml
 from eellm.config.fingerprint import run_fingerprint
 from eellm.config.schema import Config
 from eellm.errors import RankFailure
@@ -102,6 +102,7 @@ def test_what_has_a_checkpoint_goes_on_and_what_has_none_begins_anew(sweeps: Swe
     (cut / "__0_0.distcp").write_bytes(b"cut")
     assert again() == str(whole)
     assert opened.metrics.exists()
+    assert from_yaml(opened.config.read_text()).resume is None
     assert opened.overrides.read_text() == "task=train\n"
     opened.final_metrics.write_text('{"cut')  # done, but without a result
     assert again() == str(whole)
