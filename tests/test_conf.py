@@ -53,6 +53,7 @@ GROUPS = {
         "hydra/help",
         "hydra/job_logging",
         "hydra/launcher",
+        "hydra/sweeper",
     ),
 }
 

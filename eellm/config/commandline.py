@@ -20,6 +20,9 @@ from eellm.errors import ConfigError, Problem
 CONF = Path(__file__).resolve().parents[2] / "conf"
 """The configuration files; eellm is used from a checkout."""
 
+_PLUGINS = {"optuna": "sweeps", "joblib": "sweeps", "submitit": "slurm"}
+"""Hydra's sweepers and launchers that an extra installs, by the beginning of their options' names."""
+
 _ASSIGNMENT = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][\w./@:-]*)(=(?P<value>.*))?", re.DOTALL)
 
 
@@ -111,6 +114,9 @@ def explained(error: Exception) -> ConfigError:
         group, _, option = error.missing_cfg_file.rpartition("/")
         guess = did_you_mean(option, list(error.options))
         fix = f"choose one of {', '.join(error.options)}" + (f"; did you mean {group}={guess}?" if guess else "")
+        extra = next((extra for plugin, extra in _PLUGINS.items() if option.startswith(plugin)), None)
+        if group.startswith("hydra/") and extra is not None:
+            fix = f"install Hydra's plugin: pip install 'eellm[{extra}]'"
         return ConfigError([Problem(group, option, "there is no such option", fix)])
     if isinstance(error, OverrideParseException):
         reason = str(error).splitlines()[0]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
-from eellm.config.commandline import as_typed, forced
+import pytest
+from hydra.errors import MissingConfigException
+
+from eellm.config.commandline import as_typed, explained, forced
 
 
 @pytest.mark.parametrize(
@@ -23,3 +26,16 @@ def test_values_are_forced(value: str) -> None:
 )
 def test_everything_else_stays(argument: str) -> None:
     assert forced([argument]) == [argument]
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("hydra/sweeper/optuna", r"hydra/sweeper=optuna: .*\n    fix: install Hydra's plugin: pip install 'eellm\[sweeps\]'"),
+        ("hydra/launcher/submitit_slurm", r"pip install 'eellm\[slurm\]'"),
+        ("hydra/launcher/jolib", "choose one of basic, .*did you mean hydra/launcher=joblib"),
+    ],
+)
+def test_a_missing_plugin_names_its_extra(option: str, words: str) -> None:
+    error = MissingConfigException("missing", missing_cfg_file=option, options=["basic", "joblib"])
+    assert re.search(words, str(explained(error)))

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from eellm.config.compose import compose, from_yaml
 from eellm.config.fingerprint import run_fingerprint
@@ -189,3 +190,39 @@ def test_a_job_that_was_killed_with_its_process_is_named(tmp_path: Path, monkeyp
         "  job 1, multirun/s/b: seed=2",
     ]
     assert not book.folder.exists()
+
+
+def test_optuna_finds_the_front_of_two_objectives_and_skips_its_trials_too(sweeps: Sweeps, capsys: pytest.CaptureFixture) -> None:
+    """The best loss is not the best speed. One trial fails, and is the only one that is run when the search is repeated."""
+    failing: list[float] = []
+
+    def task(config: Config, opened: RunDirectory) -> dict[str, float]:
+        if len(sweeps.seen) == 2:
+            failing.append(config.optimizer.lr)
+            raise KeyError("a bug")
+        return parabola(config, opened)
+
+    sweeps.task = task
+    command = (*SMALL, "hydra/sweeper=speed_quality", "objective=[val/loss/final,speed]", "optimizer.lr=interval(0.05,0.9)")
+    command = (*command, "hydra.sweeper.n_trials=4", "hydra.sweeper.max_failure_rate=1")
+    assert sweeps(*command) == 1
+    assert "4 jobs in multirun/s: 3 done, 1 failed" in capsys.readouterr().out
+    points = [opened.final_scalars() or {} for opened in sweeps.runs().values() if opened.status()["state"] == "done"]
+    front = [
+        one["speed"]
+        for one in points
+        if not any(other["speed"] > one["speed"] and other["val/loss/final"] < one["val/loss/final"] for other in points)
+    ]
+    results = yaml.safe_load((sweeps.folder / "multirun" / "s" / "optimization_results.yaml").read_text())
+    assert sorted(solution["values"][1] for solution in results["solutions"]) == sorted(front)
+    sweeps.task = parabola
+    assert sweeps(*command) == 0
+    assert rates(sweeps.seen) == failing
+
+
+def test_a_search_is_told_what_it_lacks(sweeps: Sweeps, capsys: pytest.CaptureFixture) -> None:
+    search = (*SMALL, "hydra/sweeper=speed_quality", "hydra.sweeper.n_trials=1", "optimizer.lr=0.1")
+    assert sweeps(*search) == 1
+    assert "the sweeper has 2 directions, for 1 metrics" in capsys.readouterr().err
+    assert sweeps(*search, "objective=[val/loss/final,quality]") == 1
+    assert "objective=quality: task=train has no such metric. It has: speed, val/loss/final" in capsys.readouterr().err
