@@ -110,7 +110,7 @@ def summary(entries: list[Entry], sweep: Path) -> str:
     """How many jobs ended how, and the folders and errors of those without a result, in lines of 100 columns."""
     counts = {state: sum(entry.state == state for entry in entries) for state in _WORDS}
     said = ", ".join(f"{counts[state]} {words}" for state, words in _WORDS.items() if counts[state])
-    lines = [f"{len(entries)} jobs in {_relative(sweep)}: {said}"]
+    lines = [f"{len(entries)} {'job' if len(entries) == 1 else 'jobs'} in {_relative(sweep)}: {said or 'none was started'}"]
     lacking = [entry for entry in entries if not entry.has_result]
     varied = _varied(entries)
     for entry in lacking[:SHOWN]:

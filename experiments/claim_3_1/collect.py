@@ -18,7 +18,7 @@ LAYERS, HEAD, BATCH = "exits.layers", "exits.head", "data.global_batch_size"
 
 
 def main(folder: str) -> None:
-    runs = load_runs(folder)
+    runs = load_runs(folder).query("status == 'done'")
     runs = runs.assign(microbatches=runs[BATCH], added_ms=1e3 * runs[SECONDS] * (1 - 1 / (1 + runs[COST])))
     runs["load"] = runs["run"].map(load)
     runs["after"] = runs["run"].map(placed)

@@ -23,6 +23,6 @@ def test_a_job_of_submitits_is_a_run(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     (status,) = (tmp_path / "sweep").glob("*/status.json")
     run = RunDirectory(status.parent)
-    assert "1 jobs in sweep: 1 done" in result.stdout
+    assert "1 job in sweep: 1 done" in result.stdout
     assert run.status()["state"] == "done"
     assert [step.name for step in run.steps()] == ["step_0000002"]

@@ -52,7 +52,7 @@ class Sweeps:
 
 def last_lines(text: str) -> str:
     """What a sweep says at its end."""
-    return text[text.rindex("\n", 0, text.rindex(" jobs in multirun")) + 1 :]
+    return text[text.rindex("\n", 0, text.rindex(" in multirun/")) + 1 :]
 
 
 def parabola(config: Config, _: RunDirectory) -> dict[str, float]:

@@ -35,7 +35,7 @@ def test_a_sweep_has_a_folder_for_each_config_and_skips_what_is_done(sweeps: Swe
     assert sweeps(*SMALL, "optimizer.lr=0.1") == 0
     fingerprint = run_fingerprint(compose(["task=train", "optimizer.lr=0.1"]))
     assert {name: opened.final_scalars() for name, opened in sweeps.runs().items()} == {fingerprint: parabola_at(0.1)}
-    assert last_lines(capsys.readouterr().out) == "1 jobs in multirun/s: 1 done\n"
+    assert last_lines(capsys.readouterr().out) == "1 job in multirun/s: 1 done\n"
     assert sweeps(*SMALL, "optimizer.lr=0.1,0.2", "logger=csv") == 0
     assert rates(sweeps.seen) == [0.2]
     assert last_lines(capsys.readouterr().out) == "2 jobs in multirun/s: 1 done, 1 skipped (done before)\n"
