@@ -22,13 +22,15 @@ KINDS: dict[Kind, str] = {
     "space": "blanks and line ends alone",
     "partial": "part of a character, no text yet",
 }
+FULL_DEPTH = "full depth"
 COLUMNS = ("generation", "decoding", "threshold", "position", "kind", "text", "head", "exit_layer", "confidence", "logprob")
 
 
 def token_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One row a token of every run's generations.jsonl: `run`, `name`, the settings, `generation` (its number in the file),
-    `decoding`, `threshold` (as text), `position` (from 0, prompt not counted), `kind` (see KINDS), `text`, `head`, `exit_layer`,
-    `confidence`, `logprob`. Runs of a wandb project have none: generations stay in the run directory."""
+    `decoding`, `threshold` (as text, `full depth` where nothing may exit), `position` (from 0, prompt not counted), `kind` (see
+    KINDS), `text`, `head`, `exit_layer`, `confidence`, `logprob`. Runs of a wandb project have none: generations stay in the run
+    directory."""
     return gather(runs, _tokens, COLUMNS)
 
 
@@ -57,7 +59,7 @@ def _tokens(files: RunFiles | WandbFiles) -> Iterable[dict[str, Any]]:
             yield {
                 "generation": number,
                 "decoding": generation["decoding"],
-                "threshold": threshold(generation["threshold"]),
+                "threshold": FULL_DEPTH if generation["decoding"] == "full" else threshold(generation["threshold"]),
                 "position": position,
                 "kind": kind_of(token["text"], before[-64:]),
                 **{column: token[column] for column in ("text", "head", "exit_layer", "confidence", "logprob")},

@@ -1,84 +1,38 @@
-"""The figures of a run, drawn once for PNG files and for the page. Lines differ by colour, dash and marker, so that
-they can be told apart in grey. Nothing global is touched: figures are made without pyplot, on the Agg canvas."""
+"""The figures of a run, drawn once for PNG files and for the page. Lines differ by colour, dash and marker, so that they can be
+told apart in grey."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from eellm.metrics.names import FINAL, TRAIN_LOSS, VAL_LOSS, depth, share_column
 from eellm.metrics.tables import Cell
+from eellm.report.drawing import (
+    DASHES,
+    MARKERS,
+    PanelPlot,
+    Plot,
+    Point,
+    legend,
+    legible_range,
+    line,
+    name_point,
+    name_points,
+    points_of,
+    span_of,
+    thinned,
+)
 from eellm.report.number_text import percent, threshold
 from eellm.report.palette import Ink, mode_colour, paper_ink
 from eellm.report.run_record import Curve, RunRecord, TableRows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-SIZE = (4.9, 3.2)
-DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1))]
-MARKERS = "osD^vPX*<>"
 MODE_MARKERS = "os^vPX"
-NEAR = 0.04
-"""Share of a plot's width within which points count as standing upon each other."""
-Point = tuple[float, float, str]
-"""x, y and name."""
-MOST_POINTS = 600
-PANEL_COLUMNS, MOST_PANELS, PANEL_SIZE = 3, 12, (3.0, 2.6)
-START_SHARE = 0.08
-"""Share of a run whose fast first fall may leave the top of a loss plot, so that the end is legible."""
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure that can be drawn in any ink: file name, what it shows, and how."""
-
-    name: str
-    title: str
-    caption: str
-    draw: Callable[[Axes, Ink], None]
-
-    def figure(self, ink: Ink) -> Figure:
-        figure = _empty_figure(SIZE, ink)
-        axes = figure.add_subplot()
-        _frame(axes, ink)
-        self.draw(axes, ink)
-        return figure
-
-
-@dataclass(frozen=True)
-class PanelPlot(Plot):
-    """Several drawings side by side; `draw` is the first panel's, `others` are the rest."""
-
-    others: tuple[Callable[[Axes, Ink], None], ...] = ()
-
-    def figure(self, ink: Ink) -> Figure:
-        panels = [self.draw, *self.others]
-        columns = min(PANEL_COLUMNS, len(panels))
-        rows = math.ceil(len(panels) / columns)
-        figure = _empty_figure((max(SIZE[0], PANEL_SIZE[0] * columns), 0.6 + PANEL_SIZE[1] * rows), ink)
-        for index, draw in enumerate(panels):
-            axes = figure.add_subplot(rows, columns, index + 1)
-            _frame(axes, ink)
-            draw(axes, ink)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside lower left", ncols=5, frameon=False, fontsize=8, labelcolor=ink.text, handlelength=2.6
-        )
-        return figure
-
-
-def _empty_figure(size: tuple[float, float], ink: Ink) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained", facecolor=ink.background)
-    FigureCanvasAgg(figure)
-    return figure
+MOST_PANELS = 12
 
 
 def plots(record: RunRecord) -> list[Plot]:
@@ -122,11 +76,11 @@ def _loss_plot(name: str, title: str, curves: dict[str, Curve]) -> Plot | None:
 
     def draw(axes: Axes, ink: Ink) -> None:
         for head, curve in curves.items():
-            _line(axes, _thinned(curve), _style(heads, head, ink))
-        axes.set_ylim(*_legible_range(list(curves.values())))
+            line(axes, thinned(curve), _style(heads, head, ink))
+        axes.set_ylim(*legible_range(list(curves.values())))
         axes.set_xlabel("optimizer steps")
         axes.set_ylabel("nats per token")
-        _legend(axes, ink)
+        legend(axes, ink)
 
     return Plot(name, title, f"{title} of every head over the run, in nats per token.", draw)
 
@@ -140,13 +94,13 @@ def _gap_plot(curves: dict[str, Curve]) -> Plot | None:
 
     def draw(axes: Axes, ink: Ink) -> None:
         for head in exits:
-            points = [(step, value - reference[step]) for step, value in _points(curves[head]) if step in reference]
+            points = [(step, value - reference[step]) for step, value in points_of(curves[head]) if step in reference]
             style = _style(list(curves), head, ink)
-            _line(axes, _thinned(Curve([step for step, _ in points], [gap for _, gap in points])), style)
+            line(axes, thinned(Curve([step for step, _ in points], [gap for _, gap in points])), style)
         axes.axhline(0.0, color=ink.heads[FINAL], linewidth=1.4, label=FINAL)
         axes.set_xlabel("optimizer steps")
         axes.set_ylabel("nats per token above final")
-        _legend(axes, ink)
+        legend(axes, ink)
 
     caption = "How far each exit is behind the final head: its loss minus the final head's at the same step."
     return Plot("exit_gap", "Distance of the exits", caption, draw)
@@ -162,17 +116,17 @@ def _speed_plot(record: RunRecord) -> Plot | None:
     def draw(axes: Axes, ink: Ink) -> None:
         axes.axhline(1.0, color=ink.muted, linewidth=1.0, linestyle=(0, (2, 2)))
         curves = {mode: _speed_points([row for row in rows if row["decoding"] == mode]) for mode in modes}
-        span = _span([(1.0, 1.0, ""), *(point for points in curves.values() for point in points)])
+        span = span_of([(1.0, 1.0, ""), *(point for points in curves.values() for point in points)])
         for index, (mode, points) in enumerate(curves.items()):
             style = {"color": mode_colour(index, ink), "linestyle": DASHES[index % len(DASHES)], "marker": MODE_MARKERS[index]}
-            _line(axes, Curve([point[0] for point in points], [point[1] for point in points]), {**style, "label": mode})
+            line(axes, Curve([point[0] for point in points], [point[1] for point in points]), {**style, "label": mode})
             if index == 0:  # all curves have the same thresholds, falling from right to left
-                _name_points(axes, ink, points, span)
+                name_points(axes, ink, points, span)
         axes.plot([1.0], [1.0], color=ink.text, marker="D", markersize=7, markerfacecolor=ink.background, zorder=4, clip_on=False)
-        _name_point(axes, ink, (1.0, 1.0, "full depth"), "left" if len(modes) == 1 else "right")
+        name_point(axes, ink, (1.0, 1.0, "full depth"), "left" if len(modes) == 1 else "right")
         axes.margins(x=0.12, y=0.18)
         if len(modes) > 1:
-            _legend(axes, ink)
+            legend(axes, ink)
         axes.set_xlabel("same token as full depth")
         axes.set_ylabel("speed, times full depth")
         # The margin may reach beyond 100%, where no point can be.
@@ -210,7 +164,7 @@ def _share_plot(record: RunRecord) -> Plot | None:
         axes.grid(False, axis="y")
         axes.set_xlabel("share of tokens")
         axes.set_ylabel("threshold")
-        _legend(axes, ink)
+        legend(axes, ink)
 
     source = "generated tokens" if record.leaving else "held-out tokens"
     return Plot("shares", "Where tokens leave", f"Share of {source} that leave at each exit, by threshold.", draw)
@@ -226,7 +180,7 @@ def _trade_off_plot(record: RunRecord) -> Plot | None:
         points = sorted((_float(row, "mean_layers"), _float(row, "accuracy"), threshold(row.get("threshold"))) for row in rows)
         depths, accuracies = [point[0] for point in points], [point[1] for point in points]
         axes.plot(depths, accuracies, color=ink.text, linewidth=1.4, marker=".", markersize=8, label="by threshold", zorder=3)
-        _name_points(axes, ink, points)
+        name_points(axes, ink, points)
         heads = [str(row["head"]) for row in fixed_rows]
         for row, head in zip(fixed_rows, heads, strict=True):
             style = _style(heads, head, ink)
@@ -238,7 +192,7 @@ def _trade_off_plot(record: RunRecord) -> Plot | None:
         axes.set_xlabel("mean layers per token")
         axes.set_ylabel("accuracy")
         axes.yaxis.set_major_formatter(lambda value, _: percent(value, 1))
-        _legend(axes, ink)
+        legend(axes, ink)
 
     caption = (
         "Accuracy on held-out text against mean depth when tokens leave by threshold, and when all of them use one head "
@@ -259,14 +213,14 @@ def _reliability_plot(record: RunRecord) -> Plot | None:
         axes.plot([0, 1], [0, 1], color=ink.muted, linewidth=1.0, linestyle=(0, (2, 2)))
         for head in heads:
             own = sorted((_float(row, "confidence"), _float(row, "accuracy")) for row in rows if row["head"] == head)
-            _line(axes, Curve([x for x, _ in own], [y for _, y in own]), _style(heads, head, ink))
+            line(axes, Curve([x for x, _ in own], [y for _, y in own]), _style(heads, head, ink))
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
         axes.set_xlabel("confidence")
         axes.set_ylabel("share that is right")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda value, _: percent(value))
-        _legend(axes, ink)
+        legend(axes, ink)
 
     caption = "How often a head is right at a given confidence. On the dotted line its confidence can be taken at its word."
     return Plot("reliability", "Calibration", caption, draw)
@@ -304,7 +258,7 @@ def _task_panel(task: str, metric: str, rows: TableRows) -> Callable[[Axes, Ink]
                 markersize=4.5, linewidth=1.4, elinewidth=0.8, capsize=2,
             )  # fmt: skip
             if index == 0:
-                _name_points(axes, ink, [(x, y + _error(row), name) for (x, y, name), row in zip(points, own, strict=True)])
+                name_points(axes, ink, [(x, y + _error(row), name) for (x, y, name), row in zip(points, own, strict=True)])
         for row in (row for row in rows if row["decoding"] == "full"):
             style: dict[str, Any] = {
                 "color": ink.text,
@@ -329,90 +283,12 @@ def _error(row: dict[str, Cell]) -> float:
     return _float(row, "stderr")
 
 
-def _points(curve: Curve) -> list[tuple[float, float]]:
-    return list(zip(curve.steps, curve.values, strict=True))
-
-
-def _thinned(curve: Curve) -> Curve:
-    """At most MOST_POINTS points: the page carries its figures inside."""
-    stride = max(1, math.ceil(len(curve.steps) / MOST_POINTS))
-    return Curve(curve.steps[::stride], curve.values[::stride])
-
-
-def _legible_range(curves: Sequence[Curve]) -> tuple[float, float]:
-    """y limits that leave out the fast fall at the start."""
-    last = max(max(curve.steps) for curve in curves)
-    values = [value for curve in curves for step, value in _points(curve) if step >= START_SHARE * last and math.isfinite(value)]
-    low, high = min(values, default=0.0), max(values, default=1.0)
-    margin = 0.06 * (high - low) or 0.1
-    return low - margin, high + margin
-
-
 def _style(heads: Sequence[str], head: str, ink: Ink) -> dict[str, Any]:
     index = heads.index(head)
     if head == FINAL:
         return {"color": ink.heads[head], "linestyle": "-", "marker": "o", "linewidth": 2.0, "label": head}
     marker, dashes = MARKERS[1 + index % (len(MARKERS) - 1)], DASHES[(index + 1) % len(DASHES)]
     return {"color": ink.heads[head], "linestyle": dashes, "marker": marker, "linewidth": 1.6, "label": head}
-
-
-def _line(axes: Axes, curve: Curve, style: dict[str, Any]) -> None:
-    spacing = max(1, len(curve.steps) // 8)
-    axes.plot(curve.steps, curve.values, markevery=spacing, markersize=4.5, **style)
-
-
-def _span(points: Sequence[Point]) -> tuple[float, float]:
-    """Width and height of what is drawn."""
-    xs, ys = [point[0] for point in points], [point[1] for point in points]
-    return max(xs) - min(xs), max(ys) - min(ys)
-
-
-def _name_points(axes: Axes, ink: Ink, points: Sequence[Point], span: tuple[float, float] | None = None) -> None:
-    """Write names above points, beside them where they stand upon each other; points that (nearly) coincide share one.
-
-    `span`: that of all points in the plot, where these are not all.
-    """
-    width, height = (extent or 1.0 for extent in span or _span(points))
-    upright = len(points) > 1 and _span(points)[0] < NEAR * width
-    groups: list[list[Point]] = []
-    for point in sorted(points):
-        last = groups[-1][-1] if groups else (math.inf, math.inf, "")
-        if abs(point[0] - last[0]) < NEAR * width and abs(point[1] - last[1]) < (0.06 if upright else 0.12) * height:
-            groups[-1].append(point)
-        else:
-            groups.append([point])
-    for group in groups:
-        x, y, _ = group[len(group) // 2] if upright else max(group, key=lambda point: point[1])
-        _name_point(axes, ink, (x, y, ", ".join(name for _, _, name in group)), "right" if upright else "above")
-
-
-def _name_point(axes: Axes, ink: Ink, point: Point, where: Literal["above", "left", "right"]) -> None:
-    offset, align = {"above": ((0, 7), "center"), "left": ((-8, 5), "right"), "right": ((8, -3), "left")}[where]
-    name, place = point[2], point[:2]
-    axes.annotate(
-        name, place, xytext=offset, textcoords="offset points", ha=align, fontsize=8, color=ink.text, zorder=5
-    )  # fmt: skip
-
-
-def _frame(axes: Axes, ink: Ink) -> None:
-    axes.set_facecolor(ink.background)
-    axes.grid(True, color=ink.grid, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(ink.muted)
-    axes.tick_params(colors=ink.muted, labelsize=8.5, length=3)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set_color(ink.muted)
-        axis.label.set_fontsize(9)
-
-
-def _legend(axes: Axes, ink: Ink) -> None:
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=5, borderaxespad=0.2, frameon=False, fontsize=7.5,
-        labelcolor=ink.text, handlelength=2.3, columnspacing=1.1, handletextpad=0.5,
-    )  # fmt: skip
 
 
 def _all_numbers(row: dict[str, Cell], *columns: str) -> bool:

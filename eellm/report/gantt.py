@@ -18,6 +18,7 @@ from eellm.schedule.simulate import Box, Timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 KINDS = {
     "forward": "forward",
@@ -137,6 +138,10 @@ def _cut(timeline: Timeline) -> Cut | None:
 
 
 def save_png(charts: list[Chart], path: Path) -> None:
+    figure_of(charts).savefig(path, dpi=160)
+
+
+def figure_of(charts: list[Chart]) -> Figure:
     """Charts below each other, on one time axis unless steady phases are left out, on white."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -156,7 +161,7 @@ def save_png(charts: list[Chart], path: Path) -> None:
     kinds = [kind for kind in KINDS if any(kind in chart.kinds for chart in charts)]
     patches = [Patch(facecolor=colours[kind], hatch=HATCHES[kind], edgecolor="#00000088", label=KINDS[kind]) for kind in kinds]
     figure.legend(handles=patches, loc="outside lower left", ncols=len(kinds), frameon=False, fontsize=8.5, labelcolor=ink.text)
-    figure.savefig(path, dpi=160)
+    return figure
 
 
 def _draw(axes: Axes, chart: Chart, colours: dict[str, str], muted: str) -> None:

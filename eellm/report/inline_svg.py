@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from eellm.report.figures import Plot
+from eellm.report.drawing import Plot
 from eellm.report.palette import Ink
 
 ROLES = ("text", "muted", "grid", "background")
@@ -29,27 +29,27 @@ def theme_ink(heads: Sequence[str]) -> Ink:
     return Ink(heads=named, **roles)
 
 
-def inline_svg(plot: Plot, heads: Sequence[str]) -> str:
-    """The plot as an <svg> element that scales to its container."""
+def inline_svg(plot: Plot, heads: Sequence[str], keep: str = "") -> str:
+    """The plot as an <svg> element that scales to its container. `keep`: regular expression of the groups' ids that stay."""
     import matplotlib
 
     ink, buffer = theme_ink(heads), io.StringIO()
     # Texts stay texts: they take the page's font, can be selected and read aloud.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.name, "font.family": "sans-serif"}):
         plot.figure(ink).savefig(buffer, format="svg", metadata={"Date": None})
-    return _for_page(buffer.getvalue(), plot, ink)
+    return _for_page(buffer.getvalue(), plot, ink, keep)
 
 
 def _stand_in(number: int) -> str:
     return f"#fe{number:02x}01"
 
 
-def _for_page(svg: str, plot: Plot, ink: Ink) -> str:
+def _for_page(svg: str, plot: Plot, ink: Ink, keep: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r" font-family: [^;\"]*;", "", svg)
-    # Group ids repeat from figure to figure, and nothing refers to them; those of clip paths and markers are hashes.
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    # Group ids repeat from figure to figure, and nothing refers to the others; those of clip paths and markers are hashes.
+    svg = re.sub(rf'<g id="(?!(?:{keep})")[^"]*">', "<g>", svg)
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r"\s*\n\s*", "\n", svg)
     viewbox = re.search(r'viewBox="[^"]*"', svg)

@@ -28,11 +28,11 @@ def test_a_row_a_token(tmp_path):
     ]
     run = write_run(tmp_path / "a")
     line = {"prompt": "\n", "text": "import os", "decoding": "catch_up", "tokens": tokens, "seconds": 1.0}
-    lines = [{**line, "threshold": 0.5}, {**line, "threshold": [0.5, 0.8]}, {**line, "threshold": None}]
+    lines = [{**line, "threshold": 0.5}, {**line, "threshold": [0.5, 0.8]}, {**line, "threshold": None, "decoding": "full"}]
     (run / "generations.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     frame = token_table(load_runs(tmp_path))
     assert frame["position"].tolist() == [0, 1, 2] * 3
     assert frame["kind"].tolist()[:3] == ["word", "continuation", "word"]
     assert frame["exit_layer"].tolist()[:3] == [2, 8, 2]
-    assert frame["threshold"].unique().tolist() == ["0.5", "0.5 0.8", "\N{EN DASH}"]
+    assert frame["threshold"].unique().tolist() == ["0.5", "0.5 0.8", "full depth"]
     assert frame["generation"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]

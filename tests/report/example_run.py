@@ -88,7 +88,8 @@ def write_evaluation(run_dir: Path, heads: dict[str, int]) -> None:
         for bin_ in range(10):
             confidence = (bin_ + 0.5) / 10
             accuracy = min(confidence ** (1 + 0.25 * layer / depth) + 0.01, 1.0)
-            row = {"head": head, "confidence": confidence, "accuracy": accuracy, "count": int(4000 * (1 - confidence) ** 2) + 20}
+            measured = {"confidence": confidence, "accuracy": accuracy}
+            row = {"head": head, "bin": bin_, "count": int(4000 * (1 - confidence) ** 2) + 20, **measured}
             reliability.append(row)
     write_table(run_dir / "exits.csv", exits)
     write_table(run_dir / "reliability.csv", reliability)
