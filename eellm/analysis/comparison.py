@@ -28,12 +28,13 @@ def within_noise(frame: pd.DataFrame, by: str, value: str, baseline: object, pai
 
     Runs of equal `pair` are compared with each other, so what a seed does to both is no noise. `difference` is their mean
     difference, `low` and `high` its 95 % interval (Student's t over `n` pairs), `within_noise` whether that holds 0. With
-    fewer than two pairs nothing can be said: no interval, and `within_noise`. Each row's 5 % is its own: of twenty settings
-    without any effect one is expected to look as if it had some.
+    fewer than two pairs nothing can be said: no interval, and `within_noise`. A missing setting is called "null". Each row's 5 %
+    is its own: of twenty settings without any effect one is expected to look as if it had some.
 
     Raises RunError where there is no such baseline, or two runs of one setting and pair.
     """
     known = frame.dropna(subset=[value])
+    known = known.assign(**{by: known[by].astype(object).where(known[by].notna(), "null")})
     if pair not in known:
         known = known.assign(**{pair: 0})
     if known.duplicated([by, pair]).any():

@@ -11,6 +11,8 @@ from eellm.analysis.runs import records, run_table, settings_of
 from eellm.metrics.names import FINAL, VAL_LOSS, depth, heads_in, share_column
 
 MEASURES = ("loss", "perplexity", "accuracy", "agreement", "calibration_error")
+MOST_NATS = 700.0
+"""Losses above are of runs that diverged: exp of them is no float."""
 SHARE = share_column("")
 
 
@@ -59,5 +61,14 @@ def _validated(runs: pd.DataFrame, run: dict[str, Any]) -> list[dict[str, Any]]:
     for head in heads_in(VAL_LOSS, losses):
         loss = losses[VAL_LOSS.format(head=head)]
         layer = num_layers if head == FINAL else int(head.removeprefix("exit_"))
-        rows.append({**label, "head": head, "layer": layer, "loss": loss, "perplexity": math.exp(loss), "measured": "validation"})
+        rows.append(
+            {
+                **label,
+                "head": head,
+                "layer": layer,
+                "loss": loss,
+                "perplexity": math.exp(min(loss, MOST_NATS)),
+                "measured": "validation",
+            }
+        )
     return rows

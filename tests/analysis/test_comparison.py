@@ -52,6 +52,11 @@ def test_one_seed_says_nothing():
         assert (row["n"], row["within_noise"], math.isnan(row["low"])) == (1, True, True)
 
 
+def test_a_missing_setting_is_one_too():
+    frame = within_noise(runs({None: [4.0, 5.0], 0.5: [4.1, 5.2]}), "weight", "loss", baseline="null")
+    assert frame[["weight", "difference"]].values.tolist() == [[0.5, pytest.approx(0.15)]]
+
+
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(RunError, match="no run has weight=7"):
         within_noise(runs({1: [4.0]}), "weight", "loss", baseline=7)

@@ -25,6 +25,11 @@ def test_a_row_a_run_and_head(tmp_path):
     assert frame["accuracy"].tolist()[2:] == [0.2, 0.2]
 
 
+def test_a_run_that_diverged_costs_nothing(tmp_path):
+    write_run(tmp_path / "a", {}, {"val/loss/final": 1e4})
+    assert exit_table(load_runs(tmp_path))["perplexity"].item() > 1e300
+
+
 def test_the_final_head_has_its_own_run_s_layers(tmp_path):
     for layers in (4, 8):
         write_run(tmp_path / str(layers), {"model.num_layers": layers}, {"val/loss/final": 3.0})
