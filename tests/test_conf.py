@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
 from eellm.config.compose import compose
 from eellm.config.schema import Config
@@ -124,6 +126,8 @@ def test_the_command_validates_and_the_files_own_values_survive(file: OptionFile
         prefix = f"{file.group}."
     else:
         typed, prefix = set(), ""
+    if "checkpoint" in file.own_values:  # of a model without exits: those that one has stand beside the file's
+        overrides, typed = [*overrides, f"checkpoint={save_run(tmp_path / 'plain', 'exits=none')}"], {"checkpoint"}
     config = compose(overrides)
     got = config.flat()
     for key, value in flattened(file.own_values, prefix).items():
@@ -191,14 +195,44 @@ def test_the_published_tuning(experiment: str, model: str, layers: list[int], ex
 def test_output_directories() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra_compose("config", ["name=abc", "task=train"], return_hydra_config=True)
-        study = hydra_compose("config", ["study=exit_weights"], return_hydra_config=True)
+        study = hydra_compose("config", ["study=loss_weights"], return_hydra_config=True)
     hydra = composed.hydra
     hydra_run, sweep = hydra.run.dir, hydra.sweep.dir
     assert hydra_run.startswith("outputs/train/abc/20")
     assert (sweep, hydra.sweep.subdir) == ("multirun/abc", ".")  # a job's folder below it is named by its fingerprint
-    assert study.hydra.sweep.dir == "multirun/exit_weights"
+    assert study.hydra.sweep.dir == "multirun/loss_weights"
     assert hydra.output_subdir is None
     assert not hydra.job.chdir
+
+
+STUDIES = [file.name.removeprefix("study/") for file in FILES if file.group == "study"]
+
+
+def with_hydra(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra_compose("config", list(overrides), return_hydra_config=True)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_grows_by_the_command_line_alone(study: str) -> None:
+    """It chooses options of model and trainer and sets no values of theirs, so that those of a cluster are whole."""
+    grown = with_hydra(f"study={study}", "model=gpt_1_3b", "trainer=default", "hydra/launcher=slurm")
+    plain = with_hydra("model=gpt_1_3b", "trainer=default")
+    assert grown.model == plain.model
+    assert grown.trainer == plain.trainer
+    assert grown.hydra.launcher._target_.endswith("SlurmLauncher")
+    assert grown.hydra.mode.name == "MULTIRUN"
+    assert grown.study.name == study
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_studys_first_and_last_job_validate(study: str) -> None:
+    params = with_hydra(f"study={study}").hydra.sweeper.params
+    sweeps = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in params.items()])
+    values = {sweep.key_or_group: list(sweep.sweep_string_iterator()) for sweep in sweeps}
+    for end in (0, -1):
+        config = compose([f"study={study}", *(f"{key}={choices[end]}" for key, choices in values.items())])
+        assert config.study is not None
 
 
 def test_the_slurm_launcher() -> None:

@@ -59,14 +59,14 @@ def parse_override(text: str) -> Override | None:
     return Override(text, match["sign"] or "", match["key"])
 
 
-def experiment_groups(overrides: Iterable[Override]) -> set[str]:
-    """Groups that the experiments named on the command line set, or choose an option of."""
-    named = [override.text.partition("=")[2] for override in overrides if override.key == "experiment"]
-    return set().union(*(_groups_in(name) for names in named for name in names.strip("[]").split(",")))
+def prepared_groups(overrides: Iterable[Override]) -> set[str]:
+    """Groups that the experiments and studies named on the command line set, or choose an option of."""
+    named = [(override.key, override.text.partition("=")[2]) for override in overrides if override.key in ("experiment", "study")]
+    return set().union(*(_groups_in(kind, name) for kind, names in named for name in names.strip("[]").split(",")))
 
 
-def _groups_in(experiment: str) -> set[str]:
-    files = [folder / "experiment" / f"{experiment.strip()}.yaml" for folder in _config_folders()]
+def _groups_in(kind: str, name: str) -> set[str]:
+    files = [folder / kind / f"{name.strip()}.yaml" for folder in _config_folders()]
     file = next((file for file in files if file.is_file()), None)
     content = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     groups = set(content) - {"defaults"}
@@ -74,7 +74,7 @@ def _groups_in(experiment: str) -> set[str]:
         if isinstance(entry, dict):  # `override /exits: quarter_half`
             groups |= {re.split(r"[/@]", key.removeprefix("override ").strip().lstrip("/"))[0] for key in entry}
         elif entry != "_self_":
-            groups |= _groups_in(entry)
+            groups |= _groups_in(kind, entry)
     return groups
 
 

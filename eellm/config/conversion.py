@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from eellm.config.commandline import experiment_groups
+from eellm.config.commandline import prepared_groups
 from eellm.config.paths import expanded
 from eellm.config.request import Request
 from eellm.config.saved_run import PER_EXIT, exit_columns, saved_values, with_checkpoint
@@ -96,7 +96,7 @@ def _edited(asked: dict[str, Any], before: dict[str, Any], moves: dict[int, int]
     """
     typed = {override.key for override in request.parsed if override.group == "exits"}
     there = exits_of(before, depth)
-    if "exits" in typed or "exits" in experiment_groups(request.parsed) or (typed and not there):
+    if "exits" in typed or "exits" in prepared_groups(request.parsed) or (typed and not there):
         return asked
     old = {exit_.layer: exit_ for exit_ in moved(there, moves)}
     placed = list(old) if moves else before["layers"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from eellm.config.commandline import Override, experiment_groups
+from eellm.config.commandline import Override, prepared_groups
 from eellm.config.request import (
     BEGINS_WITH_A_MODEL,
     FROM_CHECKPOINT,
@@ -82,10 +82,10 @@ def with_checkpoint(values: dict[str, Any], saved: dict[str, Any], request: Requ
 def with_warm_start(values: dict[str, Any], saved: dict[str, Any], request: Request) -> dict[str, Any]:
     """Values for training that begins with the weights of another run: model and tokenizer are the saved run's.
 
-    So are the exits, as far as neither the command line nor an experiment named there asks for others.
+    So are the exits, as far as neither the command line nor an experiment or study named there asks for others.
     """
     merged = _with_saved_model(values, saved)
-    if "exits" not in experiment_groups(request.parsed):
+    if "exits" not in prepared_groups(request.parsed):
         merged["exits"] = _with_overrides({"exits": saved["exits"]}, values, _about(request, "exits"))["exits"]
     return merged
 
@@ -96,12 +96,12 @@ def with_tuning(values: dict[str, Any], saved: dict[str, Any], request: Request)
     That is those asked for, or where none are those that it has, and its others; `tuning.layers` names the former.
     """
     typed = {override.key for override in request.parsed}
-    by_experiment = "exits" in experiment_groups(request.parsed)
+    prepared = "exits" in prepared_groups(request.parsed)
     # exits that are placed anew have nothing of the saved ones, whose lists have one entry for each of those
-    placed = by_experiment or bool(typed & {"exits", "exits.layers"})
+    placed = prepared or bool(typed & {"exits", "exits.layers"})
     merged = _with_saved_model(values, saved) if placed else with_warm_start(values, saved, request)
     asked, tuning = merged["exits"], merged["tuning"]
-    if "exits.init" not in typed and not by_experiment:
+    if "exits.init" not in typed and not prepared:
         asked["init"] = "copy"
     try:
         mine = exit_columns(asked, merged["model"]["num_layers"])

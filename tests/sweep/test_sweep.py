@@ -74,8 +74,8 @@ def test_failures_stop_nobody_and_are_summed_up(sweeps: Sweeps, capsys: pytest.C
 
 
 def test_what_is_typed_replaces_a_studys_parameter(sweeps: Sweeps) -> None:
-    assert sweeps("study=exit_weights", "loss_weights.values=0.25") == 0
-    assert [config.loss_weights.values for config in sweeps.seen] == [0.25]
+    assert sweeps("study=loss_weights", "loss_weights.values=0.25", "seed=3") == 0
+    assert [(config.loss_weights.values, config.seed) for config in sweeps.seen] == [(0.25, 3)]
 
 
 def test_resume_is_no_business_of_a_sweeps_command(sweeps: Sweeps, capsys: pytest.CaptureFixture) -> None:

@@ -1,0 +1,46 @@
+"""Figures of a study: what is drawn is the table's, and each setting looks the same in every panel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from eellm.report.palette import paper_ink
+from eellm.report.study_plot import mean_curves, save_panels
+
+TABLE = pd.DataFrame(
+    [("a", 1, 5.0, 0.1), ("a", 2, 4.0, 0.2), ("b", 1, 3.0, float("nan")), ("b", 2, 2.0, 0.4)], columns=["by", "x", "mean", "std"]
+)
+NAMES = {"a": "first", "b": "second"}
+
+
+def test_curves_are_the_tables_and_a_setting_looks_the_same_where_others_are_missing() -> None:
+    figure_module = pytest.importorskip("matplotlib.figure")
+    axes, others = figure_module.Figure().subplots(1, 2)
+    mean_curves(axes, paper_ink(()), TABLE, "x", "by", NAMES)
+    mean_curves(others, paper_ink(()), TABLE[TABLE["by"] == "b"], "x", "by", NAMES)
+    first, second = axes.containers
+    assert [bars.get_label() for bars in (first, second)] == ["first", "second"]
+    assert first[0].get_ydata().tolist() == [5.0, 4.0]
+    assert first[0].get_xdata() == pytest.approx([1, 2], abs=0.02)
+    (bars,) = first[2]
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[4.9, 5.1], [3.8, 4.2]]
+    # one seed has no spread: a bar of no length, not a missing point
+    assert [segment[:, 1].tolist() for segment in second[2][0].get_segments()] == [[3.0, 3.0], [1.6, 2.4]]
+    alone = next(bars for bars in others.containers if bars.get_label() == "second")
+    for look in ("get_color", "get_linestyle", "get_marker"):
+        assert getattr(second[0], look)() == getattr(alone[0], look)()
+        assert getattr(second[0], look)() != getattr(first[0], look)()
+
+
+def test_panels_are_written_side_by_side(tmp_path: Path) -> None:
+    def panel(axes, ink) -> None:
+        mean_curves(axes, ink, TABLE, "x", "by", NAMES)
+
+    save_panels(tmp_path / "study.png", panel, panel)
+    content = (tmp_path / "study.png").read_bytes()
+    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+    assert content.startswith(b"\x89PNG")
+    assert width > 1.5 * height
