@@ -20,7 +20,8 @@ from eellm.benchmark.variants import random_batch
 from eellm.config.schema import BenchmarkConfig, Config
 from eellm.data.batch import GlobalBatch
 from eellm.engine.chunks import ChunkOptions, build_chunks
-from eellm.engine.tuning import TuningEngine, TuningObjective
+from eellm.engine.tuned_exits import TuningObjective
+from eellm.engine.tuning import TuningEngine
 from eellm.mcore.cpu import cpu_stand_ins
 from eellm.mcore.groups import Groups
 from eellm.model.context import Context, training_context

@@ -10,7 +10,7 @@ from eellm.config.schema import Config
 from eellm.data.batch import GlobalBatch
 from eellm.engine.chunks import ChunkOptions, build_chunks
 from eellm.engine.megatron import MegatronEngine
-from eellm.mcore.groups import Groups, tied_group
+from eellm.mcore.groups import Groups, group_of_holders
 from eellm.model.objective import HeadWeights, ObjectiveOptions, head_weights
 from eellm.model.spec import ModelSpec, StageSpec, plan_stages, tied_stages
 
@@ -46,7 +46,7 @@ def build_variants(config: Config, spec: ModelSpec, stages: list[StageSpec], gro
     bare = replace(spec, exits=())
     bare_stages = plan_stages(bare, groups.layout, config.parallel.layers_per_stage)
     # without exits the output matrix may have its copies on other stages
-    bare_groups = replace(groups, tied=tied_group(groups.layout, tied_stages(bare, bare_stages)))
+    bare_groups = replace(groups, tied=group_of_holders(groups.layout, tied_stages(bare, bare_stages)))
     batch = random_batch(config, spec, groups)
     return Variants(
         with_exits=_variant(config, spec, stages, groups, batch),

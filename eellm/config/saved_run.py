@@ -30,6 +30,9 @@ _MAY_CHANGE_ON_RESUME = (
     *("task", "device", "objective", "resume", "hydra"),
 )
 
+_DECIDES_HOW_IT_GOES_ON = ("task", "seed", "loss_weights", "optimizer", "lr_schedule", "precision", "trainer")
+"""What a run is resumed with, besides what every checkpoint needs. Other groups may be younger than the run: defaults will do."""
+
 PER_EXIT = ("head", "tie_output", "temperature")
 """Keys of `exits` that have one value for all or one for each, as `ExitSpec` has them behind its layer."""
 
@@ -129,11 +132,15 @@ def exit_columns(exits: dict[str, Any], num_layers: int) -> dict[int, tuple[Any,
     return dict(zip(layers, zip(*lists, strict=True), strict=True))
 
 
-def saved_values(given: str) -> dict[str, Any]:
-    """Plain values of the run that a path names. Raises CheckpointError."""
+def saved_values(given: str, resumed: bool = False) -> dict[str, Any]:
+    """Plain values of the run that a path names, to read its model or to go on with it. Raises CheckpointError."""
     run, _ = locate(given)
     values = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-    needed = (*FROM_CHECKPOINT, *FROM_CHECKPOINT_UNLESS_GIVEN, "data")
+    needed = [*FROM_CHECKPOINT, *FROM_CHECKPOINT_UNLESS_GIVEN, "data"]
+    if resumed:
+        needed += _DECIDES_HOW_IT_GOES_ON
+        if isinstance(values, dict) and isinstance(values.get("task"), dict) and values["task"].get("name") == "tune":
+            needed.append("tuning")
     missing = [group for group in needed if not isinstance(values, dict) or group not in values]
     if missing:
         raise CheckpointError(f"{run.config} is not a run's config: it has no {', '.join(missing)}.")
@@ -150,10 +157,11 @@ def _with_saved_model(values: dict[str, Any], saved: dict[str, Any]) -> dict[str
 
 
 def _resumed(resume: str, values: dict[str, Any], request: Request) -> tuple[dict[str, Any], list[Problem]]:
-    saved = saved_values(resume)
-    merged = _with_overrides(saved, values, request)
+    saved = saved_values(resume, resumed=True)
+    younger = {group: value for group, value in values.items() if group not in saved}
+    merged = _with_overrides({**saved, **younger}, values, request)
     problems = list(_refused_on_resume(resume, saved, merged, request))
-    task, was = values["task"]["name"], (saved.get("task") or {}).get("name")
+    task, was = values["task"]["name"], (saved["task"] or {}).get("name")
     if task != was and "tune" in (task, was):
         problems.append(Problem("task", task, f"{resume} is a run of task={was}", f"task={was}"))
     return {**merged, "resume": resume}, problems

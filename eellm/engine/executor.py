@@ -74,7 +74,7 @@ class ProgramEngine:
             chunk.train()
         with cpu_stand_ins():
             step.run()
-            reduce_gradients(self.chunks.wrapped, self.chunks.config, int(own.sum()))
+            reduce_gradients(self.chunks.wrapped, self.chunks.config, int(own.sum()), groups.device)
         return reduce_losses(step.sums, self.chunks.spec.heads, int(own.sum()), groups, self._computed(own, schedule))
 
     def visit(self, batch: GlobalBatch, visitor_of: VisitorOf) -> None:

@@ -36,10 +36,10 @@ class HiddenStates:
     groups: Groups
 
     def have(self, layers: Sequence[int], ids: torch.Tensor) -> bool:
-        """Whether all samples [M, b] lie there for these layers; stages and tensor-parallel ranks agree on it."""
+        """Whether all samples [M, b] lie there for these layers, of each rank its own; all ranks agree on it."""
         mine = all(self._written(layer)[ids.numpy()].all() for layer in layers)
         agreed = torch.tensor(int(mine), device=self.groups.device)
-        for group in (self.groups.tp, self.groups.pp):
+        for group in (self.groups.tp, self.groups.pp, self.groups.dp):
             dist.all_reduce(agreed, op=dist.ReduceOp.MIN, group=group)
         return bool(agreed)
 

@@ -90,19 +90,22 @@ def init_groups(
         tp=parallel_state.get_tensor_model_parallel_group(),
         pp=parallel_state.get_pipeline_model_parallel_group(),
         dp=parallel_state.get_data_parallel_group(with_context_parallel=True),
-        tied=tied_group(layout, tied_stages),
+        tied=group_of_holders(layout, tied_stages),
     )
 
 
-def tied_group(layout: ParallelLayout, tied_stages: list[int]) -> Group | None:
-    """This rank's group of holders of the output matrix, or None; every rank makes every group, in the same order."""
-    tied = None
-    holders = sorted({layout.pp_rank_of(stage) for stage in tied_stages})
+def group_of_holders(layout: ParallelLayout, stages: list[int]) -> Group | None:
+    """This rank's group of pipeline ranks that hold virtual stages, sorted; None where it is not among them, or they are one.
+
+    Every rank makes every group, in the same order.
+    """
+    mine = None
+    holders = sorted({layout.pp_rank_of(stage) for stage in stages})
     for ranks in layout.groups_over(holders) if len(holders) > 1 else []:
         group = dist.new_group(ranks)
         if dist.get_rank() in ranks:
-            tied = group
-    return tied
+            mine = group
+    return mine
 
 
 def destroy_groups(process_group: bool = True) -> None:

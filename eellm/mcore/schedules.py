@@ -42,8 +42,7 @@ def back_propagate(output: torch.Tensor, grad: torch.Tensor) -> None:
     custom_backward(output, grad)
 
 
-def reduce_gradients(wrapped: list[Any], config: TransformerConfig, num_tokens: int) -> None:
+def reduce_gradients(wrapped: list[Any], config: TransformerConfig, num_tokens: int, device: torch.device) -> None:
     """What the schedules do after the last microbatch: reduce gradients, divide them by the tokens of all data-parallel ranks,
     of which `num_tokens` are this rank's."""
-    device = next(wrapped[0].parameters()).device
     config.finalize_model_grads_func(wrapped, torch.tensor(num_tokens, dtype=torch.int, device=device))

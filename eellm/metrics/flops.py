@@ -64,7 +64,7 @@ def tuning_flops(spec: ModelSpec, sequence_length: int) -> int:
     output = 2 * spec.hidden_size * spec.vocab_size
     exits = [head_flops(spec, exit_, sequence_length) * (1 + BACKWARD) - output * exit_.tie_output for exit_ in spec.exits]
     final = [head_flops(spec, None, sequence_length)] if spec.has_final_head else []
-    return (spec.depth or spec.num_layers) * layer_flops(spec, sequence_length) + sum(exits) + sum(final)
+    return spec.built_layers * layer_flops(spec, sequence_length) + sum(exits) + sum(final)
 
 
 def recomputed_flops(spec: ModelSpec, sequence_length: int, recompute: Recompute = "none") -> int:

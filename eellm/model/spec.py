@@ -63,11 +63,18 @@ class ModelSpec:
     init_std: float = 0.02
     exit_init: str = "random"
     depth: int | None = None
-    """Layers that are built and run, with no final head behind them: tuning needs nothing above its deepest exit. None = all."""
+    """Layers that are built and run, with no final head behind them: tuning needs nothing above its deepest exit. None = all;
+    0 = exits alone (`exits_alone`)."""
+    distils: bool = False
+    """Exits learn from the final head when they are tuned, so that every stage with exits holds the model's output matrix."""
 
     @property
     def has_final_head(self) -> bool:
         return self.depth is None
+
+    @property
+    def built_layers(self) -> int:
+        return self.num_layers if self.depth is None else self.depth
 
     @property
     def gated(self) -> bool:
@@ -176,9 +183,19 @@ def build_spec(config: Config, vocab_size: int) -> ModelSpec:
 
 
 def tuned_spec(spec: ModelSpec, layers: list[int], whole: bool = False) -> ModelSpec:
-    """What tuning the exits after some layers builds and runs: those exits and what lies below them, or the `whole` model."""
+    """What tuning the exits after some layers builds and runs: those exits and what lies below them, or the `whole` model,
+    from whose final head they learn."""
     exits = tuple(exit_ for exit_ in spec.exits if exit_.layer in layers)
-    return replace(spec, exits=exits, depth=None if whole else max(layers))
+    return replace(spec, exits=exits, depth=None if whole else max(layers), distils=whole)
+
+
+def exits_alone(spec: ModelSpec, plan: list[StageSpec]) -> tuple[ModelSpec, list[StageSpec]]:
+    """The exits of a spec with the matrices they use, each on its stage: all there is to tune from kept hidden states."""
+    stages = [
+        replace(stage, segments=tuple(SegmentSpec((), exit_) for exit_ in stage.exits), has_embedding=False, num_layers=0)
+        for stage in plan
+    ]
+    return replace(spec, depth=0), stages
 
 
 def build_layout(config: Config, dp: int | None = None) -> ParallelLayout:
@@ -210,7 +227,7 @@ def plan_stages(
     """
     if layers_per_stage == "balance":
         layers_per_stage = balanced_split(spec, layout.num_stages, boundary)
-    counts = layers_per_stage or equal_split(spec.depth or spec.num_layers, layout.num_stages)
+    counts = layers_per_stage or equal_split(spec.built_layers, layout.num_stages)
     last = list(itertools.accumulate(counts))
     first = [end - count + 1 for end, count in zip(last, counts, strict=True)]
     on_boundary = [exit_.layer for exit_ in spec.exits if exit_.layer in last[:-1]]
@@ -224,7 +241,7 @@ def plan_stages(
 def balanced_split(spec: ModelSpec, num_stages: int, boundary: str = "end") -> list[int]:
     """Layers of each stage, such that the slowest stage by `stage_cost` is as light as can be and, among such splits, loads are
     even. Exact, by dynamic programming over the ends of stages and the sides on which exits on them are computed."""
-    layers = spec.depth or spec.num_layers
+    layers = spec.built_layers
     weights = {exit_.layer: head_parameters(spec, exit_) for exit_ in spec.exits}
     sides = {"end": (False,), "start": (True,), "balance": (False, True)}[boundary]
     total = list(itertools.accumulate((weights.get(layer, 0) for layer in range(1, layers + 1)), initial=0))
@@ -305,9 +322,10 @@ def stage_cost(spec: ModelSpec, stage: StageSpec) -> int:
 
 def tied_stages(spec: ModelSpec, stages: list[StageSpec]) -> list[int]:
     """Virtual stages that hold a copy of the model's output matrix because something on them uses it."""
-    holders = []
-    for stage in stages:
-        uses_input = stage.has_embedding and spec.tie_embeddings
-        if uses_input or stage.has_final_head or any(exit_.tie_output for exit_ in stage.exits):
-            holders.append(stage.index)
-    return holders
+    embeds = [stage.has_embedding and spec.tie_embeddings for stage in stages]
+    return [stage.index for stage, tied in zip(stages, embeds, strict=True) if tied or uses_output_matrix(spec, stage)]
+
+
+def uses_output_matrix(spec: ModelSpec, stage: StageSpec) -> bool:
+    """Whether the model's output matrix is multiplied with on a stage."""
+    return stage.has_final_head or any(exit_.tie_output or spec.distils for exit_ in stage.exits)

@@ -27,7 +27,7 @@ from eellm.mcore.parts import (
 from eellm.model.context import Context, training_context
 from eellm.model.heads import Head, OutputMatrix
 from eellm.model.layer import DecoderLayer
-from eellm.model.spec import ModelSpec, StageSpec
+from eellm.model.spec import ModelSpec, StageSpec, uses_output_matrix
 from eellm.model.vocabulary import Vocabulary
 
 
@@ -143,8 +143,8 @@ class Stage(MegatronModule):
             heads["final"] = Head(spec, config, None)
         self.heads, self._heads = Modules(config, heads), heads
         reads_embedding = stage.has_embedding and spec.tie_embeddings
-        needs_matrix = any(head.output is None for head in heads.values())
-        self.output = OutputMatrix(spec, config) if needs_matrix and not reads_embedding else None
+        has_own = uses_output_matrix(spec, stage) and not reads_embedding
+        self.output = OutputMatrix(spec, config) if has_own else None
         self.vocabulary = Vocabulary.of(spec.vocab_size, spec.padded_vocab_size, tp_group)
         self.to(config.params_dtype)
         self.segments = [

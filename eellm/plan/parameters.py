@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eellm.model.spec import ExitSpec, ModelSpec, StageSpec
+from eellm.model.spec import ExitSpec, ModelSpec, StageSpec, uses_output_matrix
 
 
 def norm(spec: ModelSpec) -> int:
@@ -49,8 +49,7 @@ def stage(spec: ModelSpec, part: StageSpec, tp: int = 1) -> int:
     if part.has_final_head:
         count += head(spec, None, tp)
     reads_embedding = part.has_embedding and spec.tie_embeddings
-    uses_matrix = part.has_final_head or any(exit_.tie_output for exit_ in part.exits)
-    return count + (matrix(spec, tp) if uses_matrix and not reads_embedding else 0)
+    return count + (matrix(spec, tp) if uses_output_matrix(spec, part) and not reads_embedding else 0)
 
 
 def whole_model(spec: ModelSpec) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +22,9 @@ from eellm.tasks import train
 from eellm.tasks.context import TaskContext
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
 from eellm.tasks.trained import checkpoint_folder
+
+if TYPE_CHECKING:
+    from eellm.train.fit import TrainingJob
 
 
 def prepare(context: TaskContext) -> None:
@@ -53,14 +57,19 @@ def tune(context: TaskContext, recorder: Recorder, device: torch.device) -> dict
 
 
 def tune_exits(context: TaskContext, source: Path, recorder: Recorder, device: torch.device) -> dict[str, float]:
-    from eellm.train.fit import TrainingJob, fit
+    from eellm.train.fit import fit
+
+    job = tuning_job(context, source)
+    with groups_of(Plan.of_tuning(job.config, job.corpus.vocab_size), device, job.config.seed) as groups:
+        return train.recorded_before(context) | fit(job, groups, recorder).latest
+
+
+def tuning_job(context: TaskContext, source: Path) -> TrainingJob:
+    from eellm.train.fit import TrainingJob
 
     config, corpus = context.config, Corpus.load(context.run.corpus)
-    plan = Plan.of_tuning(config, corpus.vocab_size)
-    resumed = train.resume_checkpoint(context)
-    job = TrainingJob(config, plan.spec, plan.stages, corpus, context.run_dir, resumed, source, exits_only=True)
-    with groups_of(plan, device, config.seed) as groups:
-        return train.recorded_before(context) | fit(job, groups, recorder).latest
+    plan, resumed = Plan.of_tuning(config, corpus.vocab_size), train.resume_checkpoint(context)
+    return TrainingJob(config, plan.spec, plan.stages, corpus, context.run_dir, resumed, source, exits_only=True)
 
 
 def merge(run: RunDirectory, source: Path, target: Path) -> None:

@@ -56,7 +56,7 @@ def fit(job: TrainingJob, groups: Groups, recorder: Recorder, extra_callbacks: S
     module = (TuningModule if job.exits_only else EarlyExitModule)(config, job.spec, job.plan, groups, job.corpus, recorder)
     if job.start_from is not None:
         others = "left as they are" if job.exits_only else "dropped"
-        started = warm_start(job.start_from, module.chunks.stages, job.spec, others)
+        started = warm_start(job.start_from, module.chunks.stages, module.spec, others)
         module.megatron_optimizer.reload_parameters()
         if groups.is_main:
             Console(highlight=False).print(str(started), soft_wrap=True)

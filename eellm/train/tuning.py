@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from eellm.config.paths import expanded
+from eellm.data.batches import training_batches
 from eellm.data.cache import cache_key
 from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
+from eellm.engine.distillation import Distillation
 from eellm.engine.hidden_cache import HiddenStates
 from eellm.engine.protocol import TrainingEngine
-from eellm.engine.tuning import Distillation, TuningEngine
+from eellm.engine.tuning import TuningEngine
 from eellm.mcore.data_parallel import ReductionOptions
 from eellm.mcore.optimizer import MegatronOptimizer
 from eellm.metrics import names
 from eellm.metrics.flops import tuning_flops
 from eellm.model.objective import HeadWeights, ObjectiveOptions
+from eellm.model.spec import exits_alone
 from eellm.train.module import EarlyExitModule
 
 
@@ -24,6 +29,9 @@ class TuningModule(EarlyExitModule):
 
     def _build_chunks(self) -> Chunks:
         config = self.run_config
+        self.hidden_states = self._hidden_states()
+        if self._passes_no_backbone():
+            self.spec, self.plan = exits_alone(self.spec, self.plan)
         reduction = ReductionOptions(config.optimizer.distributed)  # once a step, of little: there is nothing to overlap
         options = ChunkOptions(config.precision.dtype, config.seed, reduction=reduction, exits_only=True)
         return build_chunks(self.spec, self.plan, self.groups, options)
@@ -32,8 +40,18 @@ class TuningModule(EarlyExitModule):
         options, wanted = ObjectiveOptions(chunk=self.run_config.trainer.loss_chunk), self.run_config.tuning.distillation
         distillation = Distillation(wanted.weight, wanted.temperature) if wanted.weight > 0 else None
         engine = TuningEngine(self.chunks, options, distillation)
-        engine.hidden_states = self._hidden_states()
+        engine.hidden_states = self.hidden_states
         return engine
+
+    def _passes_no_backbone(self) -> bool:
+        """Whether all that the run reads lies in the cache: hidden states of its training samples, and nothing to validate on."""
+        config, groups, states = self.run_config, self.groups, self.hidden_states
+        if states is None or config.trainer.val_every:
+            return False
+        layers = [exit_.layer for stage in groups.layout.stages_of(groups.pp_rank) for exit_ in self.plan[stage].exits]
+        batches = training_batches(config, self.corpus, groups.layout, groups.dp_rank, 0).plan
+        ids = [batches.sample_ids(step).flatten() for step in range(config.trainer.max_steps)]
+        return states.have(layers, torch.cat(ids))
 
     def _hidden_states(self) -> HiddenStates | None:
         """Those of the samples that the run will have read when it is done, in a folder for what they depend on."""

@@ -55,7 +55,7 @@ def warm_start(checkpoint: Path, stages: Sequence[Stage], spec: ModelSpec, fate_
     check_shapes(checkpoint, there, {key: shape for key, shape in wanted.items() if key not in new})
     check_shapes(checkpoint, there, {source: wanted[key] for key, source in copies.items()})
     others = {key for key in there if key not in wanted and not key.startswith(OPTIMIZER) and not _EXIT.match(key)}
-    foreign = sorted(key for key in others if not is_above(spec, key))
+    foreign = sorted(key for key in others if not is_left_out(spec, key))
     if foreign:
         raise CheckpointError(f"{checkpoint} is of another model: it also has {', '.join(foreign[:4])}.")
     _load(checkpoint, stages, {key: key for key in wanted if key in there})
@@ -64,13 +64,16 @@ def warm_start(checkpoint: Path, stages: Sequence[Stage], spec: ModelSpec, fate_
     return replace(_told(checkpoint, spec, there, wanted, new), fate_of_others=fate_of_others)
 
 
-def is_above(spec: ModelSpec, key: str) -> bool:
-    """Whether a tensor belongs to what the spec leaves unbuilt of the model: upper layers, final norm and output matrix."""
+def is_left_out(spec: ModelSpec, key: str) -> bool:
+    """Whether a tensor belongs to what the spec leaves unbuilt of the model: upper layers, final norm and output matrix, and
+    of exits alone the embeddings too."""
     if spec.depth is None:
         return False
+    if key.startswith("embedding."):
+        return spec.depth == 0
     layer = _LAYER.match(key)
     if layer is not None:
-        return spec.depth < int(layer[1]) <= spec.num_layers
+        return spec.built_layers < int(layer[1]) <= spec.num_layers
     return key == "output.weight" or key.startswith("heads.final.")
 
 

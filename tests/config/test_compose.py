@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from eellm.config.compose import compose, from_yaml, to_yaml
 from eellm.config.fingerprint import weights_fingerprint
@@ -99,6 +100,44 @@ def test_a_resumed_run_keeps_its_config_but_for_the_overrides(saved_run: Path) -
     assert (config.model.num_layers, config.exits.layers, config.data.sequence_length) == (4, [1, 3], 64)
     assert (config.trainer.max_steps, config.parallel.pp, config.optimizer.lr) == (77, 2, 0.5)
     assert config.resume == str(saved_run)
+
+
+YOUNGER = ("tuning", "convert", "plan", "device_profile", "serve", "schedule", "study")
+
+
+def without(run: Path, *groups: str) -> None:
+    """The run's config.yaml as it was before there were these groups."""
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({key: value for key, value in values.items() if key not in groups}))
+
+
+def test_a_run_from_before_a_group_existed_goes_on_with_its_defaults(saved_run: Path) -> None:
+    whole = compose(["task=train", f"resume={saved_run}", "trainer.max_steps=77"])
+    without(saved_run, *YOUNGER)
+    assert compose(["task=train", f"resume={saved_run}", "trainer.max_steps=77"]) == whole
+    given = compose(["task=train", f"resume={saved_run}", "schedule=gpipe", "parallel=pp2"])
+    assert (given.schedule.name, given.parallel.pp) == ("gpipe", 2)
+
+
+@pytest.mark.parametrize("task", ["evaluate", "train", "tune", "generate"])
+def test_a_checkpoint_from_before_a_group_existed_is_read(task: str, saved_run: Path) -> None:
+    whole = compose([f"task={task}", f"checkpoint={saved_run}"])
+    without(saved_run, *YOUNGER, "optimizer", "precision", "trainer")
+    assert compose([f"task={task}", f"checkpoint={saved_run}"]) == whole
+
+
+def test_what_decides_how_a_run_goes_on_is_not_made_up(saved_run: Path) -> None:
+    without(saved_run, *YOUNGER, "optimizer", "seed")
+    with pytest.raises(CheckpointError, match=r"config\.yaml is not a run's config: it has no seed, optimizer\."):
+        compose(["task=train", f"resume={saved_run}"])
+
+
+def test_a_tuned_run_needs_to_say_what_it_tuned(saved_run: Path) -> None:
+    (saved_run / "config.yaml").write_text(to_yaml(compose(["task=tune", f"checkpoint={saved_run}"])))
+    assert compose(["task=tune", f"resume={saved_run}"]).tuning.layers == [1, 3]
+    without(saved_run, "tuning", "plan")
+    with pytest.raises(CheckpointError, match="it has no tuning"):
+        compose(["task=tune", f"resume={saved_run}"])
 
 
 def test_a_config_file_with_an_unknown_key_is_refused() -> None:

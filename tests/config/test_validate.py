@@ -280,7 +280,6 @@ BROKEN: list[tuple[list[str], set[str]]] = [
     ([*TUNE, "loss_weights.values=[0.1,0.2,0.3]"], {"loss_weights.values"}),
     ([*TUNE, "exits.layers=[1]", "parallel=pp2"], {"parallel.pp"}),
     ([*TUNE, "exits.layers=[2]", "parallel=pp2", "parallel.layers_per_stage=[2,2]"], {"parallel.layers_per_stage"}),
-    ([*TUNE, "parallel=pp2", "tuning=distillation"], {"tuning.distillation.weight"}),
     (
         [*TUNE, "exits.deferred=false", "trainer.recompute=full", "loss_weights.final=1", "optimizer.overlap_grad_reduce=true"],
         {"exits.deferred", "trainer.recompute", "loss_weights.final", "optimizer.overlap_grad_reduce"},
@@ -307,7 +306,7 @@ FINE: list[list[str]] = [
     ["exits=none"],
     [*TUNE, "exits.layers=[2,4]", "exits.head=[norm,block]", "loss_weights.values=[0.1,0.2]"],
     [*TUNE, "parallel=pp2"],  # three layers that run on two stages
-    [*TUNE, "parallel.tp=2", "parallel.sequence_parallel=true", "tuning=distillation"],
+    [*TUNE, "parallel=tp2_pp2", "parallel.sequence_parallel=true", "tuning=distillation"],
     [*TUNE, "data.split=[1.0,0.0]", "trainer.val_every=0", "tuning.evaluate=false"],
     [*TUNE, "exits.layers=[2]", "exits.head=embedding", "exits.tie_output=false", "optimizer=adam_distributed"],
     ["exits.head=[norm,mlp,block]", "exits.tie_output=[true,false,true]", "loss_weights.values=[0.1,0.2,0.3]"],

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eellm.engine.tuning import Distillation
+from eellm.engine.distillation import Distillation
 from eellm.mcore.data_parallel import ReductionOptions
 from eellm.model.spec import ExitSpec
 from tests import workers
@@ -94,15 +94,26 @@ def test_tuning_from_kept_hidden_states(name: str, dtype: str, tmp_path: Path) -
         assert result["kept_losses"] == pytest.approx(result["passing_losses"], rel=1e-7 if dtype == "fp32" else 1e-2)
 
 
-DISTILLED = {"single": {}, "tp2_sequence_parallel": {"tp": 2, "sequence_parallel": True}, "dp2": {"dp": 2}}
+apart = replace(deep, exits=(ExitSpec(1, "norm", False), ExitSpec(3, "mlp", False)), tie_embeddings=False)
+"""No exit uses the model's output matrix, and no stage but the last would hold it."""
+DISTILLED = {
+    "single": Case(tuned(deep, whole=True), unmasked=31),
+    "tp2_sequence_parallel": Case(tuned(deep, whole=True), {"tp": 2, "sequence_parallel": True}, unmasked=31),
+    "dp2": Case(tuned(deep, whole=True), {"dp": 2}, unmasked=31),
+    "pp2": Case(tuned(deep, whole=True), {"pp": 2}, unmasked=31),
+    "pp2_vp2": Case(tuned(deep, whole=True), {"pp": 2, "vp": 2}, unmasked=31),
+    "pp3_own_matrices": Case(tuned(apart, whole=True), {"pp": 3}, unmasked=31),
+    "tp2_pp2": Case(tuned(deep, whole=True), {"tp": 2, "pp": 2, "sequence_parallel": True}, unmasked=31),
+    "pp2_dp2_distributed_one_exit": Case(tuned(lonely, whole=True), {"pp": 2, "dp": 2}, reduction=distributed),
+}
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize("name", DISTILLED)
 def test_distillation_is_plain_divergence(name: str) -> None:
     """Gradients of (1 - share) cross-entropy + share T^2 KL(final || exit), both at the temperatures they should have."""
-    case = Case(tuned(deep, whole=True), DISTILLED[name], unmasked=31)
-    share, temperature, batch = 0.7, 2.0, global_batch(Case(deep, unmasked=31))
+    case = DISTILLED[name]
+    share, temperature, batch = 0.7, 2.0, global_batch(case)
     results = workers.run(case.parallel.world_size, tuning_steps, case, 1, None, Distillation(share, temperature))
     parameters = {key: copies[0].double() for key, copies in assemble(results, "parameter").items()}
     exits = {key: tensor.requires_grad_() for key, tensor in parameters.items() if key.startswith("heads.exit_")}

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
+from eellm.engine.distillation import Distillation
 from eellm.engine.hidden_cache import HiddenStates
-from eellm.engine.tuning import Distillation, TuningEngine
+from eellm.engine.tuning import TuningEngine
 from eellm.mcore.groups import init_groups
 from eellm.model.objective import HeadWeights
 from eellm.model.spec import ModelSpec, plan_stages, tied_stages, tuned_spec

@@ -9,19 +9,26 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from eellm.benchmark.tuning import Tuning, build_tuning, tuning_figures
+from eellm.config.compose import compose
+from eellm.config.schema import Config
 from eellm.decoding.continuation import Request
 from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.policy import Policy
+from eellm.engine.distillation import Distillation
+from eellm.engine.tuning import TuningEngine
 from eellm.errors import MissingExtra
+from eellm.mcore.optimizer import MegatronOptimizer
 from eellm.model.attention import flash_attn, sdpa
 from eellm.model.context import AttentionMask
-from eellm.model.spec import ExitSpec, ModelSpec
+from eellm.model.spec import ExitSpec, ModelSpec, build_spec, plan_stages, tied_stages, tuned_spec
 from eellm.model.stage import Stage
-from tests.gpu.stages import stage_on
+from eellm.tasks.session import Plan
+from tests.gpu.stages import groups_on, stage_on
 
 PROMPT = list(range(1, 33))
 
@@ -126,7 +133,70 @@ def attention(device: torch.device, scale: Scale) -> None:
     table(["kernel", "groups", "forward + backward ms", "largest difference to sdpa"], rows)
 
 
-SECTIONS = {"decoding": decoding, "attention": attention}
+SMOLLM2 = {"num_layers": 30, "hidden_size": 576, "num_attention_heads": 9, "num_query_groups": 3, "ffn_hidden_size": 1536}
+TUNED = {
+    "cuda": (49152, SMOLLM2, {"sequence_length": 1024, "micro_batch_size": 8, "global_batch_size": 16}),
+    "cpu": (
+        512,
+        {"num_layers": 4, "hidden_size": 64, "num_attention_heads": 1},
+        {"sequence_length": 32, "micro_batch_size": 1, "global_batch_size": 2},
+    ),
+}
+"""Entries of the vocabulary, model and batch that exits are tuned on."""
+
+
+def tuning(device: torch.device, scale: Scale) -> None:
+    """Exits behind a frozen backbone of random weights: what they learn of one batch, from text and the final head, in bf16; what
+    a step costs. Ends with an error where a loss does not fall or the backbone changes."""
+    vocabulary, model, data = TUNED[device.type]
+    keys = {**{f"model.{key}": value for key, value in model.items()}, **{f"data.{key}": value for key, value in data.items()}}
+    asked = ["exits.layers=[0.25,0.5,0.75]", "exits.head=[mlp,norm,block]"]
+    fixed = ["task=benchmark", "benchmark=tuning", "precision=bf16", "parallel.dp=1", f"device={device.type}", *asked]
+    config = compose(
+        [
+            *fixed,
+            *(f"{key}={value}" for key, value in keys.items()),
+            f"benchmark.pairs={scale.repeats}",
+            f"tokenizer.vocab_size={vocabulary}",
+        ]
+    )
+    plan = Plan.of_tuning(config, vocabulary)
+    with groups_on(device, plan.layout, tied_stages(plan.spec, plan.stages)) as groups:
+        built = build_tuning(config, plan.spec, plan.stages, groups)
+        costs = tuning_figures(built, config.benchmark)
+        rows = _learned("text", built, config)
+        whole = tuned_spec(build_spec(config, vocabulary), plan.spec.exit_layers, whole=True)
+        taught = build_tuning(config, whole, plan_stages(whole, plan.layout), groups)
+        engine = TuningEngine(taught.engine.chunks, taught.engine.options, Distillation(share=0.5, temperature=2.0))
+        rows += _learned("final head too", replace(taught, engine=engine), config)
+    shape = f"{model['num_layers']} layers of width {model['hidden_size']}"
+    print(f"\ntuning, bf16: {shape}, random weights, {STEPS} steps on one batch")
+    table(["learns from", "exit", "first loss", "last loss"], rows)
+    table(["what", "value", "unit", "target"], [[f.label, f"{f.value:.4g}", f.unit, f"{f.target or '-'}"] for f in costs])
+
+
+STEPS = 20
+
+
+def _learned(source: str, tuned: Tuning, config: Config) -> list[list[str]]:
+    chunks = tuned.engine.chunks
+    exits = [exit_.name for exit_ in chunks.spec.exits]
+    options = config.optimizer.model_copy(update={"lr": 3e-3, "weight_decay": 0.0})
+    optimizer = MegatronOptimizer(options, config.precision, chunks.wrapped, chunks.config, exits)
+    optimizer.set_lr(options.lr)
+    frozen = [(weight, weight.clone()) for weight in chunks.stages[0].parameters() if not weight.requires_grad]
+    losses = []
+    for _ in range(STEPS):
+        chunks.zero_grad()
+        optimizer.zero_grad()
+        losses.append(tuned.engine.run(tuned.batch, tuned.weights).means)
+        optimizer.step()
+    assert all(torch.equal(weight, before) for weight, before in frozen), "the backbone is not what it was"
+    assert all(losses[-1][name] < losses[0][name] for name in exits), (losses[0], losses[-1])
+    return [[source, name, f"{losses[0][name]:.4f}", f"{losses[-1][name]:.4f}"] for name in exits]
+
+
+SECTIONS = {"decoding": decoding, "attention": attention, "tuning": tuning}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from eellm.engine.chunks import build_stages
 from eellm.layout import ParallelLayout
-from eellm.mcore.groups import destroy_groups, init_groups, init_process_group
+from eellm.mcore.groups import Groups, destroy_groups, init_groups, init_process_group
 from eellm.mcore.parts import transformer_config
 from eellm.model.spec import ModelSpec, plan_stages, tied_stages
 from eellm.model.stage import Stage
@@ -20,12 +20,17 @@ SEED = 11
 @contextmanager
 def stage_on(device: torch.device, spec_: ModelSpec, dtype: str) -> Iterator[Stage]:
     """The whole model in evaluation mode, and its process group meanwhile."""
-    init_process_group(device, alone=True)
-    try:
-        layout = ParallelLayout()
-        plan = plan_stages(spec_, layout)
-        groups = init_groups(layout, device, tied_stages(spec_, plan))
+    layout = ParallelLayout()
+    plan = plan_stages(spec_, layout)
+    with groups_on(device, layout, tied_stages(spec_, plan)) as groups:
         config = transformer_config(spec_, layout, dtype, on_cpu=device.type == "cpu")
         yield build_stages(spec_, plan, groups, config, SEED)[0].eval()
+
+
+@contextmanager
+def groups_on(device: torch.device, layout: ParallelLayout, tied: list[int]) -> Iterator[Groups]:
+    init_process_group(device, alone=True)
+    try:
+        yield init_groups(layout, device, tied)
     finally:
         destroy_groups()

@@ -10,9 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from eellm.config.compose import from_yaml
+from eellm.data.batches import training_batches
+from eellm.data.corpus import Corpus
 from eellm.mcore.whole_tensors import read_checkpoint
+from eellm.model.objective import HeadWeights
+from eellm.rundir import RunDirectory
+from eellm.tasks.session import Plan
 from tests import workers
-from tests.tasks.tuning import TUNING, run_task, source_run
+from tests.reference import Reference
+from tests.tasks.tuning import TEXT, TUNING, parameters_built, run_task, source_run
+from tests.train.fitting import MODULES
 
 EXITS = ["exits.layers=[1,2]", "exits.head=[mlp,block]", "exits.tie_output=[true,false]"]
 LAYOUTS = {
@@ -115,15 +123,73 @@ def test_a_resumed_run_equals_an_uninterrupted_one(overrides: list[str], source:
 
 
 def test_a_run_from_kept_hidden_states_is_the_same(source: Path, single: Path, folder: Path) -> None:
-    """The first fills the folder, the second passes no layer; bit for bit, since they are kept as they are."""
+    """The first fills the folder, the others pass no layer, and the last builds none; bit for bit, since they are kept as they
+    are. Exits of other heads build theirs alone as well, on each stage, with the matrix that they share with the model."""
     kept = [f"tuning.hidden_cache={folder / 'states'}", "tuning.hidden_cache_dtype=fp32", "tuning.evaluate=false"]
+    alone = [*TUNING, *kept, f"checkpoint={source}", "trainer.val_every=0"]
     expected = tensors(single)
-    for name in ("filling", "filled"):
-        tuned_on(1, [*EXITS, *kept], source, folder / name)
+    for name, options in {"filling": [], "filled": [], "alone": ["trainer.val_every=0"]}.items():
+        tuned_on(1, [*EXITS, *kept, *options], source, folder / name)
         assert all(torch.equal(tensor, expected[key]) for key, tensor in tensors(folder / name).items())
     (states,) = (folder / "states").iterdir()
     assert {file.name for file in states.iterdir()} == {f"layer_{n}{what}.bin" for n in (1, 2) for what in ("", "_written")}
     assert (states / "layer_1.bin").stat().st_size == 6 * 8 * 32 * 32 * 4, "steps, sequences, tokens, channels, bytes"
+    norms = ["exits.layers=[1,2]", "exits.head=norm", "parallel=pp2"]
+    built = workers.run(2, parameters_built, [*alone, *norms], str(folder / "norms"))
+    assert built == [["heads.exit_01.norm.weight", "output.weight"], ["heads.exit_02.norm.weight", "output.weight"]]
+    (whole,) = workers.run(1, parameters_built, [*alone, *norms[:-1], "trainer.max_steps=7"], str(folder / "longer"))
+    assert {name.split(".")[0] for name in whole} == {"embedding", "layers", "heads"}, "the seventh step is not kept"
+
+
+DISTILLED = [*EXITS, "tuning=distillation", "tuning.evaluate=false"]
+
+
+def test_distillation_over_stages_is_that_on_one(source: Path, single: Path, folder: Path) -> None:
+    """The first step sees what plain tuning sees; what it learns is something else, and the same on both layouts."""
+    for name, layout in {"distilled": [], "distilled_pp2": ["parallel=pp2"]}.items():
+        tuned_on(1 + len(layout), [*DISTILLED, *layout], source, folder / name)
+    plain, one, two = (losses(folder / name) for name in ("single", "distilled", "distilled_pp2"))
+    final = one[1].pop("train/loss/final")
+    assert one[1] == pytest.approx(plain[1], rel=1e-6)
+    assert all(abs(one[6][name] - plain[6][name]) > 1e-3 for name in plain[6])
+    one[1]["train/loss/final"] = final
+    assert all(two[step] == pytest.approx(row, rel=2e-4) for step, row in one.items())
+    new, wanted = tensors(folder / "distilled_pp2"), tensors(folder / "distilled")
+    assert set(new) == set(wanted)
+    for key, tensor in wanted.items():
+        exact = not key.startswith(("heads.exit_01", "heads.exit_02"))
+        assert torch.equal(new[key], tensor) if exact else (new[key] - tensor).norm() < 5e-3 * tensor.norm(), key
+
+
+def test_of_conversations_answers_alone_are_learned(source: Path, folder: Path) -> None:
+    """The first step's losses are those of the source's own exits on the labels that the assistant says, by plain autograd."""
+    turns = "{% for message in messages %}{{ message.role }}:\n{{ message.content }}\n{% endfor %}"
+    (source / "chat_template.jinja").write_text(turns + "{% if add_generation_prompt %}assistant:\n{% endif %}")
+    files = sorted(MODULES.glob("*.py"))[:20]
+    chats = [
+        {"messages": [{"role": "user", "content": file.name}, {"role": "assistant", "content": file.read_text()[:400]}]}
+        for file in files
+    ]
+    path = folder / "chats.jsonl"
+    path.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    asked = [
+        "data=chats",
+        f"data.path={path}",
+        "data.split=[0.8,0.2]",
+        *TEXT[-3:],
+        "tuning.evaluate=false",
+        "trainer.val_every=0",
+    ]
+    tuned_on(1, asked, source, folder / "answers")
+    run = RunDirectory(folder / "answers")
+    config, corpus = from_yaml(run.config.read_text()), Corpus.load(run.corpus)
+    plan = Plan.of_tuning(config, corpus.vocab_size)
+    batch = training_batches(config, corpus, plan.layout, 0, 0).batch(0)
+    assert 0.2 < batch.loss_mask.mean() < 0.95
+    parameters = {name: tensor.double() for name, tensor in tensors(source).items()}
+    _, means = Reference(plan.spec, parameters).losses(batch, HeadWeights(dict.fromkeys(plan.spec.heads, 1.0)))
+    (begin,) = (row for step, row in losses(folder / "answers").items() if step == 1)
+    assert begin == pytest.approx({f"train/loss/{head}": float(mean) for head, mean in means.items()}, rel=1e-5)
 
 
 def test_a_tuned_run_is_read_like_any_other(single: Path, folder: Path) -> None:

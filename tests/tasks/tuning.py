@@ -8,11 +8,14 @@ import torch
 import torch.distributed as dist
 
 from eellm.config.compose import compose, fingerprint, to_yaml
-from eellm.metrics.recorder import open_recorder
+from eellm.mcore.groups import init_groups
+from eellm.metrics.recorder import Recorder, open_recorder
+from eellm.model.spec import build_layout, tied_stages
 from eellm.quiet import quiet_dependencies
 from eellm.rundir import RunDirectory
 from eellm.tasks import train, tune
 from eellm.tasks.context import TaskContext
+from eellm.train.fit import fit
 from tests.train.fitting import BASE, MODULES
 
 TEXT = [
@@ -28,6 +31,21 @@ TUNING = [
 
 def run_task(rank: int, overrides: list[str], run_dir: str) -> dict[str, float]:
     """One run of task=train or task=tune; returns its final metrics."""
+    context, recorder = opened(rank, overrides, run_dir)
+    work = tune.tune if context.config.task.name == "tune" else train.train
+    return work(context, recorder, torch.device("cpu"))
+
+
+def parameters_built(rank: int, overrides: list[str], run_dir: str) -> list[str]:
+    """Names of what a run of task=tune builds on a rank, and has tuned."""
+    context, recorder = opened(rank, overrides, run_dir)
+    job = tune.tuning_job(context, tune.checkpoint_folder(context.config))
+    layout = build_layout(context.config)
+    groups = init_groups(layout, torch.device("cpu"), tied_stages(job.spec, job.plan))
+    return [name for stage in fit(job, groups, recorder).chunks.stages for name, _ in stage.named_parameters()]
+
+
+def opened(rank: int, overrides: list[str], run_dir: str) -> tuple[TaskContext, Recorder]:
     quiet_dependencies()
     config = compose([*overrides, f"data.cache_dir={Path(run_dir).parent / 'cache'}"])
     config = config.model_copy(update={"parallel": config.parallel.model_copy(update={"dp": config.parallel.dp or 1})})
@@ -37,9 +55,7 @@ def run_task(rank: int, overrides: list[str], run_dir: str) -> dict[str, float]:
             RunDirectory.create(Path(run_dir), to_yaml(config), overrides, fingerprint(config))
         train.prepare(context)
     dist.barrier()
-    recorder = open_recorder(config, Path(run_dir), rank == 0, train.resume_step(context))
-    work = tune.tune if config.task.name == "tune" else train.train
-    return work(context, recorder, torch.device("cpu"))
+    return context, open_recorder(config, Path(run_dir), rank == 0, train.resume_step(context))
 
 
 def source_run(rank: int, run_dir: str) -> dict[str, float]:

@@ -70,13 +70,6 @@ def layers_that_run_fill_the_stages(
         yield Problem("parallel.layers_per_stage", split, reason, f"{fix}, or null")
 
 
-def exits_see_the_final_head(task: TaskConfig, parallel: ParallelConfig, tuning: TuningConfig) -> Problems:
-    weight = tuning.distillation.weight
-    if task.name == "tune" and weight > 0 and parallel.pp > 1:
-        reason = "the final head, from which exits learn, would lie on another pipeline stage"
-        yield Problem("tuning.distillation.weight", weight, reason, "parallel.pp=1 (with parallel.tp, parallel.dp), or weight 0")
-
-
 def hidden_states_suffice(task: TaskConfig, tuning: TuningConfig) -> Problems:
     if task.name == "tune" and tuning.hidden_cache is not None and tuning.runs_whole_model:
         reason = "hidden states at exits do not say what the final head does (tuning.distillation.weight > 0)"
@@ -88,6 +81,5 @@ RULES: list[Callable[..., Problems]] = [
     there_are_exits_to_tune,
     exits_have_something_to_learn,
     layers_that_run_fill_the_stages,
-    exits_see_the_final_head,
     hidden_states_suffice,
 ]
