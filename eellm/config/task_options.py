@@ -114,7 +114,8 @@ class TuningConfig(Node):
     distillation: DistillationConfig
     hidden_cache: str | None
     """Folder that keeps hidden states at exits, for further runs on the same model, text and seed with other heads; null = none.
-    Takes s x h x 2 bytes per sample and exit with bf16."""
+    Takes s x h x 2 bytes per sample and exit with bf16. A run that finds all its samples there, and does not validate
+    (trainer.val_every=0), builds no backbone."""
     hidden_cache_dtype: Literal["bf16", "fp32"]
     """How they are kept; in the type of `precision`, tuning from them is the same to the bit."""
 

@@ -6,7 +6,7 @@ stage with exits holds it (`ModelSpec.distils`). The other way round, hidden sta
 stage, whose memory and time would be those of all heads.
 
 Until it knows what the final head says a stage keeps hidden states at exits, of the microbatches that are between it and the
-last stage: as many as there are stages, however many microbatches a step has.
+last stage: about as many as there are stages, with interleaving twice as many, however many a step has.
 """
 
 from __future__ import annotations
@@ -49,24 +49,23 @@ class Teaching:
         last = len(chunks.plan) - 1
         exits = [stage.index for stage in chunks.plan if stage.exits]
         self.group = group_of_holders(groups.layout, [*exits, last])
-        self.teaches = groups.pp_rank == groups.layout.pp - 1
-        self.learns = not self.teaches and any(stage.stage_spec.exits for stage in chunks.stages)
+        teaches = groups.pp_rank == groups.layout.pp - 1
+        self.learns = not teaches and any(stage.stage_spec.exits for stage in chunks.stages)
         copies = [stage.tied_weight() for stage in chunks.stages]
         self.matrix = next((weight for weight in copies if weight is not None), None)
         """The model's output matrix [v, h], on ranks that teach or learn."""
-        self._sending: deque[tuple[torch.Tensor, dist.Work]] = deque()
+        self._sending: list[tuple[torch.Tensor, dist.Work]] = []
 
     def send(self, features: torch.Tensor) -> None:
-        """[s, b, h] of the next microbatch; returns before it has arrived."""
+        """[s, b, h] of the next microbatch; returns before it has arrived, and after those before it have."""
         if self.group is None:
             return
-        part = scatter_to_sequence_parallel_region(features) if self.sequence_parallel else features
+        self.finish()  # whoever this microbatch has come through already receives those before it
+        part = (scatter_to_sequence_parallel_region(features) if self.sequence_parallel else features).contiguous()
         for learner in range(self.group.size() - 1):  # ranks of a group are sorted: the teacher is its last
-            work = dist.isend(part.contiguous(), group=self.group, group_dst=learner)
+            work = dist.isend(part, group=self.group, group_dst=learner)
             assert work is not None
             self._sending.append((part, work))
-        while self._sending and self._sending[0][1].is_completed():
-            self._sending.popleft()
 
     def expect(self, microbatch: Microbatch) -> tuple[torch.Tensor, dist.Work]:
         """Begin to receive the next microbatch's features."""
@@ -88,8 +87,10 @@ class Teaching:
         return gather_from_sequence_parallel_region(part, tensor_parallel_output_grad=False)
 
     def finish(self) -> None:
-        while self._sending:
-            self._sending.popleft()[1].wait()
+        """Wait until all that was sent has arrived."""
+        for _, work in self._sending:
+            work.wait()
+        self._sending.clear()
 
 
 class DistillingObjective(TuningObjective):

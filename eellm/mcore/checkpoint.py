@@ -19,12 +19,10 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from eellm.errors import CheckpointError, UserError
 from eellm.manifest import fault
+from eellm.mcore.checkpoint_files import OPTIMIZER, failure_reason
 from eellm.mcore.cpu import cpu_stand_ins
 
 T = TypeVar("T")
-
-OPTIMIZER = "optimizer."
-"""Keys of optimizer states begin with this; all other tensors are the model's."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Global name -> shape of the whole tensor."""
@@ -138,13 +136,6 @@ def from_main_rank(action: Callable[[], T]) -> T:
     if box[1] is not None:
         raise box[1]
     return box[0]
-
-
-def failure_reason(error: BaseException) -> str:
-    """Why reading or writing failed: of a collective failure, what the first rank that says anything reports."""
-    if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    return str(error).removeprefix("Worker failure: ").strip().rstrip(".") or type(error).__name__
 
 
 def _sharded_tensors(template: Any) -> Iterator[ShardedTensor]:

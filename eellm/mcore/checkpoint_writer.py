@@ -22,12 +22,10 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from torch.distributed.checkpoint import CheckpointException
 
 from eellm.errors import WriteError, writing
-from eellm.manifest import write_manifest
-from eellm.mcore.checkpoint import failure_reason, from_main_rank
+from eellm.mcore.checkpoint import from_main_rank
+from eellm.mcore.checkpoint_files import failure_reason, make_room, name_whole, partial_path
 from eellm.mcore.cpu import cpu_stand_ins
 from eellm.mcore.writer_processes import bound_children
-
-PARTIAL = ".partial"
 
 _CUT_SHORT = ("inline_container", *(os.strerror(number) for number in (errno.EFBIG, errno.ENOSPC, errno.EDQUOT)))
 """Signs that the system takes no more data: what torch says when a file ends before its data do, and the system's reasons."""
@@ -80,33 +78,9 @@ class CheckpointWriter:
             self._committed(path)
 
 
-def partial_path(path: Path) -> Path:
-    """Where a checkpoint lies while it is written."""
-    return path.with_name(path.name + PARTIAL)
-
-
-def name_whole(path: Path) -> None:
-    """Declare the checkpoint at `partial_path(path)` whole and give it its name."""
-    replaced = path.with_name(f"{path.name}.replaced{PARTIAL}")
-    with writing(path):
-        write_manifest(partial_path(path))
-        if path.exists():
-            os.replace(path, replaced)
-        os.replace(partial_path(path), path)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
 def _cut_short(partial: Path) -> str:
     free = shutil.disk_usage(partial.parent).free / 1e6
     return f"the system stopped taking data (full disk, quota or limit on file sizes; {free:,.0f} MB are free there)"
-
-
-def make_room(partial: Path) -> None:
-    """An empty folder for a checkpoint; what interrupted writes have left beside it goes."""
-    with writing(partial):
-        for stale in partial.parent.glob(f"*{PARTIAL}"):
-            shutil.rmtree(stale)
-        partial.mkdir(parents=True)
 
 
 class _Complaints(logging.Handler):

@@ -6,6 +6,7 @@ loaded by any layout, like one that ranks have saved.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,16 +14,21 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as torch_checkpoint
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import WriteItem
 
 from eellm.errors import CheckpointError, writing
 from eellm.manifest import fault
-from eellm.mcore.checkpoint import OPTIMIZER, failure_reason
-from eellm.mcore.checkpoint_writer import make_room, name_whole, partial_path
+from eellm.mcore.checkpoint_files import OPTIMIZER, failure_reason, make_room, name_whole, partial_path
+
+BACKENDS = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+"""What megatron-core's `CheckpointingConfig` says of a checkpoint's form."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +96,8 @@ def _write(folder: Path, tensors: Mapping[str, LazyTensor]) -> None:
         torch_checkpoint.save(shapes, storage_writer=FileSystemWriter(folder), planner=_Streaming(tensors), no_dist=True)
     except torch_checkpoint.CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from error
-    torch.save({}, folder / COMMON_STATE_FNAME)
-    save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+    torch.save({}, folder / "common.pt")
+    (folder / "metadata.json").write_text(json.dumps(BACKENDS))
 
 
 class _Streaming(DefaultSavePlanner):

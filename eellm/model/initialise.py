@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from eellm.model.spec import ModelSpec
-from eellm.model.stage import Stage
+
+if TYPE_CHECKING:
+    from eellm.model.stage import Stage
 
 _RESIDUAL_OUTPUTS = ("linear_proj.weight", "linear_fc2.weight")
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eellm.errors import CheckpointError
-from eellm.mcore.checkpoint import OPTIMIZER, Shapes, check_shapes, load_checked, model_state, saved_shapes, template_shapes
+from eellm.mcore.checkpoint import Shapes, check_shapes, load_checked, model_state, saved_shapes, template_shapes
+from eellm.mcore.checkpoint_files import OPTIMIZER
 from eellm.model.initialise import source_name
 from eellm.model.spec import ModelSpec
 from eellm.model.stage import Stage

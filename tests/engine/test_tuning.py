@@ -12,9 +12,9 @@ from eellm.engine.distillation import Distillation
 from eellm.mcore.data_parallel import ReductionOptions
 from eellm.model.spec import ExitSpec
 from tests import workers
-from tests.engine.layouts import Case, assemble, global_batch, tiny_spec
+from tests.engine.layouts import MICRO, SEQUENCE, Case, assemble, global_batch, tiny_spec
 from tests.engine.matrix import relative
-from tests.engine.tuning import only, steps_from_kept_states, tuned, tuning_steps
+from tests.engine.tuning import only, peaks_of_distilling, steps_from_kept_states, tuned, tuning_steps
 from tests.reference import Reference
 
 HEADS = (ExitSpec(1, "embedding", False), ExitSpec(2, "mlp", temperature=1.5), ExitSpec(3, "block"), ExitSpec(4, "norm", False))
@@ -130,6 +130,14 @@ def test_distillation_is_plain_divergence(name: str) -> None:
     for key, copies in assemble(results, "gradient").items():
         assert all(relative(copy, exits[key].grad) < 1e-5 for copy in copies), key
     assert all(relative(result["losses"].means[head], means[head]) < 1e-5 for result in results for head in means)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", ["pp2", "pp2_vp2"])
+def test_what_waits_for_the_final_head_does_not_grow_with_the_microbatches(name: str) -> None:
+    hidden = SEQUENCE * MICRO * deep.hidden_size * 4
+    for half, whole in workers.run(2, peaks_of_distilling, DISTILLED[name]):
+        assert whole < half + hidden, "four more microbatches, of which two exits a stage would wait"
 
 
 @pytest.mark.dist

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from eellm.benchmark.live_memory import peak_bytes
+from eellm.data.batch import GlobalBatch
 from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
 from eellm.engine.distillation import Distillation
 from eellm.engine.hidden_cache import HiddenStates
@@ -56,6 +59,15 @@ def tuning_steps(
         "held": sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"]),
         "layers": [name for stage in chunks.stages for name in stage.layers._modules],
     }
+
+
+def peaks_of_distilling(rank: int, case: Case) -> list[int]:
+    """Bytes that a step makes and holds at most, with half of the microbatches and with all."""
+    engine = TuningEngine(build_tuning(case), case.options, Distillation(0.5, 2.0))
+    batch = global_batch(case)
+    half = GlobalBatch(*(None if part is None else part[: len(batch) // 2] for part in vars(batch).values()))
+    engine.run(batch, case.weights)
+    return [peak_bytes(partial(engine.run, part, case.weights)) for part in (half, batch)]
 
 
 def steps_from_kept_states(rank: int, case: Case, folder: str, dtype: str) -> dict[str, Any]:

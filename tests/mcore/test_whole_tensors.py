@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from megatron.core.dist_checkpointing.core import CONFIG_FNAME, CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 
 from eellm.config.compose import compose
 from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
@@ -50,6 +54,20 @@ def unlike(rank: int, overrides: list[str], seed: int, source: str) -> list[str]
 def saved(tmp_path: Path) -> Path:
     workers.run(2, save, ["parallel=tp2"], 1, str(tmp_path / "step_0000001"))
     return tmp_path / "step_0000001"
+
+
+def test_the_form_is_named_as_megatron_core_names_it(tmp_path: Path) -> None:
+    """Which is not imported where a checkpoint is written without ranks."""
+    (tmp_path / "theirs").mkdir()
+    save_config(CheckpointingConfig("torch_dist", 1), str(tmp_path / "theirs"))
+    write_checkpoint(tmp_path / "ours", {"weight": LazyTensor.of(torch.ones(2))})
+    assert (tmp_path / "ours" / CONFIG_FNAME).read_text() == (tmp_path / "theirs" / CONFIG_FNAME).read_text()
+    assert (tmp_path / "ours" / COMMON_STATE_FNAME).is_file()
+
+
+def test_converting_does_not_import_megatron_core() -> None:
+    said = "import sys, eellm.tasks.convert; print([name for name in sys.modules if name.partition('.')[0] == 'megatron'])"
+    assert subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 @pytest.mark.dist

@@ -98,7 +98,11 @@ def test_every_layout_tunes_alike(name: str, source: Path, single: Path, folder:
     assert all(result["eval/loss/exit_01"] == results[0]["eval/loss/exit_01"] for result in results)
     for step, row in losses(folder / name).items():
         assert row == pytest.approx(losses(single)[step], rel=2e-4)
-    new, wanted = tensors(folder / name), tensors(single)
+    assert_alike(tensors(folder / name), tensors(single))
+
+
+def assert_alike(new: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    """To rounding in the exits that are tuned, to the bit in all else."""
     assert set(new) == set(wanted)
     for key, tensor in wanted.items():
         exact = not key.startswith(("heads.exit_01", "heads.exit_02"))
@@ -141,7 +145,7 @@ def test_a_run_from_kept_hidden_states_is_the_same(source: Path, single: Path, f
     assert {name.split(".")[0] for name in whole} == {"embedding", "layers", "heads"}, "the seventh step is not kept"
 
 
-DISTILLED = [*EXITS, "tuning=distillation", "tuning.evaluate=false"]
+DISTILLED = [*EXITS, "tuning=distillation", "tuning.distillation.weight=1.0", "tuning.evaluate=false"]
 
 
 def test_distillation_over_stages_is_that_on_one(source: Path, single: Path, folder: Path) -> None:
@@ -149,16 +153,11 @@ def test_distillation_over_stages_is_that_on_one(source: Path, single: Path, fol
     for name, layout in {"distilled": [], "distilled_pp2": ["parallel=pp2"]}.items():
         tuned_on(1 + len(layout), [*DISTILLED, *layout], source, folder / name)
     plain, one, two = (losses(folder / name) for name in ("single", "distilled", "distilled_pp2"))
-    final = one[1].pop("train/loss/final")
-    assert one[1] == pytest.approx(plain[1], rel=1e-6)
-    assert all(abs(one[6][name] - plain[6][name]) > 1e-3 for name in plain[6])
-    one[1]["train/loss/final"] = final
+    exits = ("train/loss/exit_01", "train/loss/exit_02")
+    assert all(one[1][name] == pytest.approx(plain[1][name], rel=1e-6) for name in exits)
+    assert all(one[6][name] != pytest.approx(plain[6][name], rel=1e-4) for name in exits), (one[6], plain[6])
     assert all(two[step] == pytest.approx(row, rel=2e-4) for step, row in one.items())
-    new, wanted = tensors(folder / "distilled_pp2"), tensors(folder / "distilled")
-    assert set(new) == set(wanted)
-    for key, tensor in wanted.items():
-        exact = not key.startswith(("heads.exit_01", "heads.exit_02"))
-        assert torch.equal(new[key], tensor) if exact else (new[key] - tensor).norm() < 5e-3 * tensor.norm(), key
+    assert_alike(tensors(folder / "distilled_pp2"), tensors(folder / "distilled"))
 
 
 def test_of_conversations_answers_alone_are_learned(source: Path, folder: Path) -> None:
@@ -172,15 +171,9 @@ def test_of_conversations_answers_alone_are_learned(source: Path, folder: Path) 
     ]
     path = folder / "chats.jsonl"
     path.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
-    asked = [
-        "data=chats",
-        f"data.path={path}",
-        "data.split=[0.8,0.2]",
-        *TEXT[-3:],
-        "tuning.evaluate=false",
-        "trainer.val_every=0",
-    ]
-    tuned_on(1, asked, source, folder / "answers")
+    of_text = TEXT[:3]
+    asked = [*(option for option in TUNING if option not in of_text), "data=chats", f"data.path={path}", f"checkpoint={source}"]
+    workers.run(1, run_task, [*asked, "tuning.evaluate=false", "trainer.val_every=0"], str(folder / "answers"))
     run = RunDirectory(folder / "answers")
     config, corpus = from_yaml(run.config.read_text()), Corpus.load(run.corpus)
     plan = Plan.of_tuning(config, corpus.vocab_size)
@@ -188,7 +181,8 @@ def test_of_conversations_answers_alone_are_learned(source: Path, folder: Path) 
     assert 0.2 < batch.loss_mask.mean() < 0.95
     parameters = {name: tensor.double() for name, tensor in tensors(source).items()}
     _, means = Reference(plan.spec, parameters).losses(batch, HeadWeights(dict.fromkeys(plan.spec.heads, 1.0)))
-    (begin,) = (row for step, row in losses(folder / "answers").items() if step == 1)
+    begin = losses(folder / "answers")[1]
+    del begin["train/loss/total"]
     assert begin == pytest.approx({f"train/loss/{head}": float(mean) for head, mean in means.items()}, rel=1e-5)
 
 
