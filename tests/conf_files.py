@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 RUN = "python run.py"
@@ -52,6 +53,15 @@ def overrides_of(command: str) -> list[str]:
     """The arguments of a `python run.py` command, without flags."""
     assert command.startswith(RUN), command
     return [word for word in shlex.split(command.removeprefix(RUN), comments=True) if not word.startswith("-")]
+
+
+def first_of_each_sweep(overrides: list[str]) -> list[str]:
+    """What the first job of a sweep is given."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [
+        f"{override.key_or_group}={next(iter(override.sweep_string_iterator()))}" if override.is_sweep_override() else text
+        for override, text in zip(parsed, overrides, strict=True)
+    ]
 
 
 def flattened(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:

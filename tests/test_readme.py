@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from eellm.config.compose import compose
 from eellm.rundir import RunDirectory
-from tests.conf_files import RUN, option_files, overrides_of
+from tests.conf_files import RUN, first_of_each_sweep, option_files, overrides_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,14 +26,6 @@ TINY += ["tokenizer.train_megabytes=0.1", "trainer=smoke", "trainer.progress=lin
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 300, "hidden_size": 32}
 LLAMA |= {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
 LLAMA |= {"rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False}
-
-
-def first_of_each_sweep(overrides: list[str]) -> list[str]:
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    return [
-        f"{override.key_or_group}={next(iter(override.sweep_string_iterator()))}" if override.is_sweep_override() else text
-        for override, text in zip(parsed, overrides, strict=True)
-    ]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 from eellm.config.compose import compose, to_yaml
 from eellm.plan.outcome import plan
 from tests.analysis.example_study import write_example_study
-from tests.conf_files import RUN, overrides_of
+from tests.conf_files import RUN, first_of_each_sweep, overrides_of
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -83,7 +83,8 @@ def test_it_begins_with_its_question_and_the_commands_of_its_data(path: Path, sa
     assert 'os.environ.get("EELLM_RUNS"' in parameters.source
     (block,) = re.findall(r"```bash\n(.*?)```", first.source, re.DOTALL)
     for line in block.splitlines():
-        compose(overrides_of(line.removeprefix("python ").replace("run.py", RUN, 1).replace("$RUN", str(saved_run))))
+        overrides = overrides_of(line.removeprefix("python ").replace("run.py", RUN, 1).replace("$RUN", str(saved_run)))
+        compose(first_of_each_sweep(overrides))
 
 
 def test_the_tour_says_whether_leaving_early_pays(study: Path) -> None:
