@@ -176,9 +176,28 @@ def unread_with_the_choice(groups: dict[str, Any], request: Request) -> Iterator
     for keys, choice, options in READ_WITH:
         chosen = _chosen(groups, choice)
         for override in request.parsed:
-            if any(_covers(key, override.key) for key in keys) and chosen and not set(chosen) & set(options):
+            if any(_covers(key, override.key) for key in keys) and _unread(chosen, options):
                 fix = f"leave it out, or choose {choice}={' or '.join(options)}"
                 yield Problem(override.key, typed_value(override), f"{choice}={','.join(chosen)} never reads it", fix)
+
+
+def read_values(config: Config) -> dict[str, Any]:
+    """Dotted key -> value of all that a run reads, without what its task and its choices leave unread, and without where its
+    metrics go. The keys are Hydra's."""
+    task, groups = config.task.name, {name: getattr(config, name) for name in Config.model_fields}
+    reads = {*_ALWAYS, *TASK_READS[task], *groups_from_checkpoint(task)} - {"logger"}
+    unread = [key for keys, choice, options in READ_WITH if _unread(_chosen(groups, choice), options) for key in keys]
+    values = config.flat().items()
+    return {
+        key: value
+        for key, value in values
+        if any(_covers(read, key) for read in reads) and not any(_covers(name, key) for name in unread)
+    }
+
+
+def _unread(chosen: list[str], options: tuple[str, ...]) -> bool:
+    """Whether what belongs to some options is never read with those chosen."""
+    return bool(chosen) and not set(chosen) & set(options)
 
 
 def _chosen(groups: dict[str, Any], choice: str) -> list[str]:

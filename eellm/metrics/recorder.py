@@ -39,6 +39,11 @@ class Recorder:
         for sink in self._sinks:
             sink.html(name, text)
 
+    def image(self, name: str, path: Path) -> None:
+        """Hand a finished picture to the sinks that can show one."""
+        for sink in self._sinks:
+            sink.image(name, path)
+
     def close(self, final: dict[str, float], status: str) -> None:
         """End the record. `final`: the run's last scalars; `status`: `done`, `failed` or `preempted`. Idempotent."""
         sinks, self._sinks = self._sinks, []
@@ -55,5 +60,5 @@ def open_recorder(config: Config, run_dir: Path, is_main_rank: bool, resume_step
     if config.logger.csv:
         sinks.append(CsvSink(run_dir / "metrics.csv", read_rows(record)))
     if config.logger.wandb.mode != "off":
-        sinks.append(WandbSink(config, run_dir))
+        sinks.append(WandbSink(config, run_dir, read_rows(record)))
     return Recorder(sinks)

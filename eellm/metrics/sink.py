@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from eellm.metrics.rows import Row
 from eellm.metrics.tables import TableRow
@@ -19,6 +20,9 @@ class Sink:
 
     def html(self, name: str, text: str) -> None:
         """A finished page."""
+
+    def image(self, name: str, path: Path) -> None:
+        """A finished picture, a PNG file."""
 
     def close(self, final: dict[str, float], status: str) -> None:
         """Called once, at the end, whatever the status."""

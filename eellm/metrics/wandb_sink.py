@@ -1,24 +1,30 @@
 """The wandb mirror. It never asks to log in, and whatever goes wrong inside wandb, the run goes on.
 
 wandb groups charts by the part of a name before the last slash, so the heads of one kind of loss
-(`train/loss/exit_02`, .., `train/loss/final`) stand side by side; `close` adds one chart with all of them.
+(`train/loss/exit_02`, .., `train/loss/final`) stand side by side; `close` adds one chart with all of them. While the run goes on,
+the workspace of `experiments/wandb_workspace` shows them on one chart too.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import netrc
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from eellm.config.commandline import parse_override
+from eellm.config.request import read_values
 from eellm.config.schema import Config
 from eellm.metrics.names import STEP, TIME, TRAIN_LOSS, VAL_LOSS, heads_in
 from eellm.metrics.rows import Row
 from eellm.metrics.sink import Sink
 from eellm.metrics.tables import TableRow, columns_of
+from eellm.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +32,13 @@ INIT_TIMEOUT = 60
 FINISH_TIMEOUT = 300
 KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 CHARTS = {"charts/train_loss": TRAIN_LOSS, "charts/val_loss": VAL_LOSS}
+MOST_POINTS = 1000
+"""Points of one head on a chart: wandb draws ten thousand rows of a chart's table at most."""
+SCATTERS = {"speed_quality": ("agreement", "speedup"), "trade_off": ("mean_layers", "accuracy"), "exits": ("layer", "loss")}
+"""Tables that are drawn too: their columns on x and y."""
+UNNAMED = ("task", "study", "experiment", "name", "logger", "machine", "hydra", "resume", "checkpoint", "objective")
+"""Groups whose overrides do not tell a run from its siblings, and so are not part of its name."""
+LONGEST_NAME = 100
 
 
 class WandbSink(Sink):
@@ -34,10 +47,13 @@ class WandbSink(Sink):
     The first exception that comes out of wandb is logged as a warning; from then on the sink does nothing.
     """
 
-    def __init__(self, config: Config, run_dir: Path):
+    def __init__(self, config: Config, run_dir: Path, rows: Sequence[Row] = ()):
+        """`rows`: what the record holds already, of a run that is continued; the charts of `close` begin with them."""
         self._run: Any = None
         self._silent = False
         self._curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {chart: {} for chart in CHARTS}
+        for row in rows:
+            self._remember(row)
         self._guard("start", lambda: self._open(config, run_dir))
 
     def log(self, row: Row) -> None:
@@ -45,10 +61,13 @@ class WandbSink(Sink):
         self._guard("log", lambda: self._run.log({name: value for name, value in row.items() if name != TIME}))
 
     def table(self, name: str, rows: Sequence[TableRow]) -> None:
-        self._guard("log a table", lambda: self._run.log({f"tables/{name}": _table(rows)}))
+        self._guard("log a table", lambda: self._run.log({f"tables/{name}": _table(rows), **_scatter(name, rows)}))
 
     def html(self, name: str, text: str) -> None:
         self._guard("log a page", lambda: self._run.log({f"pages/{name}": _html(text)}))
+
+    def image(self, name: str, path: Path) -> None:
+        self._guard("log an image", lambda: self._run.log({f"images/{name}": _image(path)}))
 
     def close(self, final: dict[str, float], status: str) -> None:
         self._guard("log charts", self._log_charts)
@@ -91,7 +110,8 @@ class WandbSink(Sink):
 
         for chart, curves in self._curves.items():
             if curves:
-                steps, values = [list(column) for column in zip(*curves.values(), strict=True)]
+                thinned = [(_thinned(steps), _thinned(values)) for steps, values in curves.values()]
+                steps, values = [list(column) for column in zip(*thinned, strict=True)]
                 lines = wandb.plot.line_series(xs=steps, ys=values, keys=list(curves), title=chart, xname=STEP)
                 self._run.log({chart: lines})
 
@@ -105,10 +125,11 @@ def _init(config: Config, run_dir: Path, mode: Any) -> Any:
         project=options.project,
         entity=options.entity,
         group=options.group or (config.study.name if config.study else config.name),
-        name=f"{config.name} {run_dir.name}",
+        name=_name(config, run_dir),
+        notes=_notes(run_dir),
         job_type=config.task.name,
         tags=options.tags,
-        config=config.flat(),
+        config=read_values(config),
         dir=run_dir,
         mode=mode,
         id=known.read_text(encoding="utf-8").strip() if known.exists() else None,
@@ -117,6 +138,23 @@ def _init(config: Config, run_dir: Path, mode: Any) -> Any:
         # The console stays the user's: wandb's capture of it breaks progress bars.
         settings=wandb.Settings(console="off", silent=mode != "online", init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT),
     )
+
+
+def _name(config: Config, run_dir: Path) -> str:
+    """What sets a run apart from its siblings where that is short, or else when it was started."""
+    overrides = [override for override in map(parse_override, _overrides(run_dir)) if override is not None]
+    own = " ".join(dict.fromkeys(override.text for override in overrides if override.group not in UNNAMED))
+    return f"{config.name} {own if own and len(own) <= LONGEST_NAME else run_dir.name}"
+
+
+def _notes(run_dir: Path) -> str:
+    """The command, to run it again, and where the files are."""
+    return f"{shlex.join(['python', 'run.py', *_overrides(run_dir)])}\n{run_dir}"
+
+
+def _overrides(run_dir: Path) -> list[str]:
+    file = RunDirectory(run_dir).overrides
+    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
 
 
 def _usable_mode(mode: str) -> str:
@@ -148,6 +186,27 @@ def _table(rows: Sequence[TableRow]) -> Any:
 
     columns: list[Any] = columns_of(rows)
     return wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows], allow_mixed_types=True)
+
+
+def _scatter(name: str, rows: Sequence[TableRow]) -> dict[str, Any]:
+    """The chart of a table that has one, and points for it."""
+    import wandb
+
+    x, y = SCATTERS.get(name, ("", ""))
+    points = [row for row in rows if all(isinstance(row.get(column), (int, float)) for column in (x, y))]
+    return {f"charts/{name}": wandb.plot.scatter(_table(points), x, y, title=f"{name}: {y} by {x}")} if points else {}
+
+
+def _thinned(values: list[float]) -> list[float]:
+    """Every n-th of the values, and the last one."""
+    stride = max(1, math.ceil(len(values) / MOST_POINTS))
+    return values[-1::-stride][::-1]
+
+
+def _image(path: Path) -> Any:
+    import wandb
+
+    return wandb.Image(str(path))
 
 
 def _html(text: str) -> Any:

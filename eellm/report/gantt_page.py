@@ -7,10 +7,9 @@ from html import escape
 from pathlib import Path
 
 from eellm.data.cache import write_atomically
-from eellm.metrics.names import FINAL
 from eellm.report import gantt_svg
+from eellm.report.document import document
 from eellm.report.gantt import Chart, save_png
-from eellm.report.page_style import STYLE, theme
 from eellm.schedule.csv_file import parse_action
 from eellm.schedule.measured import Recorded, measured_costs, measured_timeline
 from eellm.schedule.program import Program
@@ -20,16 +19,11 @@ from eellm.schedule.simulate import simulate
 def gantt_page(task: str, heading: str, parts: list[str], charts: list[Chart]) -> str:
     """HTML: a heading, `parts` (HTML too), the charts."""
     drawn = ["<h2>Timelines</h2>", gantt_svg.patterns(), gantt_svg.legend(charts), *map(gantt_svg.figure, charts)]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(heading)}</title><style>{theme([FINAL])}{STYLE}{gantt_svg.STYLE}</style></head>"
-        f"<body><main><header><p class=kicker>{escape(task)}</p><h1>{escape(heading)}</h1></header>"
-        f'{"".join([*parts, *drawn])}</main><div id="tip" hidden></div><script>{gantt_svg.SCRIPT}</script></body></html>\n'
-    )
+    header = f'<header><p class="kicker">{escape(task)}</p><h1>{escape(heading)}</h1></header>'
+    return document(heading, "".join([header, *parts, *drawn]), style=gantt_svg.STYLE, script=gantt_svg.SCRIPT)
 
 
-def draw_recorded(record: Path, name: str) -> list[Path]:
+def draw_recorded(record: Path, name: str) -> tuple[Path, Path]:
     """Draw what `eellm.train.timeline` has written, .html and .png beside it, above what the simulator makes of its medians."""
     found = json.loads(record.read_text(encoding="utf-8"))
     ranks = [[Recorded(parse_action(cell), begin, end) for cell, begin, end in events] for events in found["ranks"]]
@@ -45,4 +39,4 @@ def draw_recorded(record: Path, name: str) -> list[Path]:
     html, png = record.with_suffix(".html"), record.with_suffix(".png")
     write_atomically(html, page)
     save_png(charts, png)
-    return [html, png]
+    return html, png

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from eellm.metrics.names import FINAL, TOKENS_PER_SECOND
-from eellm.report import page_sample, page_style, page_tables
+from eellm.report import page_sample, page_tables
+from eellm.report.document import document
 from eellm.report.figures import Plot, plots, save_figures
 from eellm.report.inline_svg import inline_svg
 from eellm.report.number_text import MISSING, TIMES, count, fixed, percent
@@ -75,15 +76,7 @@ def page(record: RunRecord) -> str:
         _settings(record.config),
         _footer(record),
     ]
-    heads = record.heads or [FINAL]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(_name(record))}: eellm report</title>\n"
-        f"<style>{page_style.theme(heads)}\n{page_style.STYLE}</style></head>\n"
-        f'<body><main>{"".join(sections)}</main><div id="tip" role="tooltip" hidden></div>'
-        f"<script>{page_style.SCRIPT}</script></body></html>\n"
-    )
+    return document(f"{_name(record)}: eellm report", "".join(sections), record.heads or [FINAL])
 
 
 def _name(record: RunRecord) -> str:
@@ -184,8 +177,7 @@ def _held_out(record: RunRecord, figures: list[Plot]) -> str:
 def _samples(record: RunRecord) -> str:
     if not record.generations:
         return ""
-    note = "Colour and underline show the head that emitted a token; bold is the prompt. Point at a token for its confidence."
-    return f'<h2>What it writes</h2><p class="note">{note}</p>{page_sample.samples(record)}'
+    return f'<h2>What it writes</h2><p class="note">{page_sample.NOTE}</p>{page_sample.samples(record)}'
 
 
 def _figure_section(record: RunRecord, title: str, figures: list[Plot]) -> str:

@@ -7,6 +7,7 @@ from html import escape
 from itertools import groupby
 
 from eellm.metrics.names import FINAL
+from eellm.report.document import document
 from eellm.report.number_text import fixed, percent
 from eellm.report.page_tables import colour
 from eellm.report.run_record import Generation, RunRecord, Token
@@ -14,6 +15,12 @@ from eellm.report.run_record import Generation, RunRecord, Token
 LINES = ("solid", "dashed", "dotted", "double")
 """Underlines by depth, so that exits differ without colour; they repeat from the fifth exit on."""
 MOST_PROMPTS = 12
+NOTE = "Colour and underline show the head that emitted a token; bold is the prompt. Point at a token for its confidence."
+
+
+def page(record: RunRecord) -> str:
+    """The samples as a page of their own."""
+    return document("eellm: what it writes", f'<p class="note">{NOTE}</p>{samples(record)}', record.heads or [FINAL])
 
 
 def samples(record: RunRecord) -> str:

@@ -21,6 +21,7 @@ from eellm.model.objective import ObjectiveOptions
 from eellm.model.spec import ModelSpec
 from eellm.tasks.comparison import best_faithful, compared_modes, decodes_together, decoding_config
 from eellm.tasks.context import TaskContext
+from eellm.tasks.reporting import report
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
 from eellm.tasks.trained import load_trained, with_trained_tokenizer
 
@@ -48,12 +49,8 @@ def run(context: TaskContext) -> dict[str, float]:
         if decode is not None and not decodes_together(config) and is_main_rank():
             with process_group(config, alone=True) as device:
                 final |= decode(context, recorder, device)
-    if is_main_rank():
-        from eellm.report.html import build_report
-        from eellm.report.terminal import print_report
-
-        build_report(context.run_dir)
-        print_report(context.run_dir)
+        if is_main_rank():
+            report(context, recorder)
     return final
 
 

@@ -18,6 +18,7 @@ from eellm.decoding.policy import build_policy
 from eellm.metrics import names
 from eellm.model.stage import Stage
 from eellm.tasks.context import TaskContext
+from eellm.tasks.reporting import report
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
 from eellm.tasks.trained import load_trained, trained_tokenizer
 
@@ -27,15 +28,12 @@ def prepare(context: TaskContext) -> None:
 
 
 def run(context: TaskContext) -> dict[str, float]:
-    with process_group(context.config) as device, recording(context) as (_, final):
-        generations = generate(context, device, final)
-    if is_main_rank():
-        from eellm.report.html import build_report
-        from eellm.report.terminal import print_report
-
-        write_generations(context, generations)
-        build_report(context.run_dir)
-        print_report(context.run_dir)
+    with recording(context) as (recorder, final):
+        with process_group(context.config) as device:
+            generations = generate(context, device, final)
+        if is_main_rank():
+            write_generations(context, generations)
+            report(context, recorder)
     return final
 
 

@@ -13,6 +13,7 @@ from eellm.tasks.comparison import best_faithful, compared_modes, on_one_rank
 from eellm.tasks.context import TaskContext
 from eellm.tasks.evaluate import evaluate_exits
 from eellm.tasks.generate import continue_prompts, write_generations
+from eellm.tasks.reporting import report
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
 from eellm.tasks.trained import load_trained
 
@@ -30,7 +31,7 @@ def run(context: TaskContext) -> dict[str, float]:
         if is_main_rank():
             with process_group(context.config, alone=True) as device:
                 final |= decode(trained, recorder, device)
-            _report(context, recorder)
+            report(context, recorder)
     return final
 
 
@@ -58,12 +59,3 @@ def sample_threshold(rows: list[TableRow], config: Config) -> object:
     """The lowest threshold measured that keeps most of full depth's tokens: a model this small is rarely sure of itself."""
     faithful = [row["threshold"] for row in rows[1:] if float(str(row["agreement"])) >= SAMPLE_AGREEMENT]
     return min(faithful, key=lambda threshold: float(str(threshold)), default=config.exit_policy.threshold)
-
-
-def _report(context: TaskContext, recorder: Recorder) -> None:
-    from eellm.report.html import build_report
-    from eellm.report.terminal import print_report
-
-    page = build_report(context.run_dir)
-    recorder.html("report", page.read_text(encoding="utf-8"))
-    print_report(context.run_dir)

@@ -25,12 +25,15 @@ def prepare(context: TaskContext) -> None:
 
 
 def run(context: TaskContext) -> dict[str, float]:
-    with process_group(context.config) as device, recording(context, resume_step(context)) as (recorder, final):
-        final |= train(context, recorder, device)
-    if context.config.debug.timeline and is_main_rank():
-        from eellm.report.gantt_page import draw_recorded
+    with recording(context, resume_step(context)) as (recorder, final):
+        with process_group(context.config) as device:
+            final |= train(context, recorder, device)
+        if context.config.debug.timeline and is_main_rank():
+            from eellm.report.gantt_page import draw_recorded
 
-        draw_recorded(context.run.timeline, context.config.schedule.name)
+            page, image = draw_recorded(context.run.timeline, context.config.schedule.name)
+            recorder.html("timeline", page.read_text(encoding="utf-8"))
+            recorder.image("timeline", image)
     return final
 
 

@@ -1,16 +1,23 @@
+import base64
 import logging
 import math
 
 import pytest
 
+from eellm.config.request import read_values
 from eellm.metrics.recorder import open_recorder
 from eellm.metrics.rows import read_rows
-from eellm.metrics.wandb_sink import WandbSink, has_credentials
+from eellm.metrics.wandb_sink import SCATTERS, WandbSink, _thinned, has_credentials
 from tests.metrics.example_config import example_config
 from tests.metrics.wandb_file import read_offline_run
 
 wandb = pytest.importorskip("wandb")
 OFFLINE = {"logger.wandb.mode": "offline"}
+TYPED = ["study=s", "loss_weights.values=0.5", "exits.layers=[2,4]", "logger=wandb_offline", "seed=3"]
+PAGE = b"<b>token</b>"
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="  # one black dot
+)
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +45,9 @@ def test_an_offline_run_reads_back(tmp_path):
     ]
     assert all(math.isnan(row["train/grad_norm"]) for row in steps)
     assert [row["val/loss/exit_02"] for row in run.history if "val/loss/exit_02" in row] == [3.5]
-    flat = config.flat()
-    assert {key: value for key, value in run.config.items() if not key.startswith("_wandb")} == flat
-    assert flat["model.num_layers"] == 8
-    assert flat["logger.wandb.mode"] == "offline"
+    assert {key: value for key, value in run.config.items() if not key.startswith("_wandb")} == read_values(config)
+    assert run.config["model.num_layers"] == 8
+    assert not any(isinstance(value, dict) for key, value in run.config.items() if not key.startswith("_wandb"))
     assert (run.run.run_group, run.run.job_type, list(run.run.tags), run.run.project) == (
         "example",
         "quickstart",
@@ -69,6 +75,60 @@ def test_all_heads_are_on_one_chart(tmp_path):
     assert points == {(1, "exit_02", 3.0), (2, "exit_02", 2.0), (1, "final", 2.0), (2, "final", 1.0)}
 
 
+def test_a_continued_runs_chart_begins_with_what_is_on_record(tmp_path):
+    for step in (1, 2):
+        recorder = open_recorder(example_config(OFFLINE), tmp_path, True)
+        recorder.log(step, {"train/loss/final": 4.0 - step})
+        recorder.close({}, "done")
+    table = read_offline_run(tmp_path).table("charts/train_loss_table")
+    assert table["data"] == [[1, "final", 3.0], [2, "final", 2.0]]
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """A run of a study with tables, a picture and a page, read back."""
+    run_dir = tmp_path_factory.mktemp("shown")
+    (run_dir / "overrides.txt").write_text("".join(f"{override}\n" for override in TYPED))
+    (run_dir / "gantt.png").write_bytes(PIXEL)
+    recorder = open_recorder(example_config({**OFFLINE, "study": {"name": "s"}}), run_dir, True)
+    for name, (x, y) in SCATTERS.items():
+        recorder.table(name, [{"threshold": 0.5, x: 1.0, y: 2.0}, {"threshold": 0.9, x: 3.0, y: None}])
+    recorder.image("gantt", run_dir / "gantt.png")
+    recorder.html("samples", PAGE.decode())
+    recorder.close({}, "done")
+    return read_offline_run(run_dir)
+
+
+@pytest.mark.parametrize(("name", "x", "y"), [(name, *columns) for name, columns in SCATTERS.items()])
+def test_a_table_is_drawn_as_a_scatter_plot(shown, name, x, y):
+    assert shown.table(f"tables/{name}")["data"] == [[0.5, 1, 2], [0.9, 3, None]]
+    assert shown.table(f"charts/{name}_table")["data"] == [[0.5, 1, 2]]
+    chart = shown.config[f"_wandb.visualize.charts/{name}"]["panel_config"]
+    assert (chart["panelDefId"], chart["fieldSettings"]) == ("wandb/scatter/v0", {"x": x, "y": y})
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "content"), [("images/gantt", "image-file", PIXEL), ("pages/samples", "html-file", PAGE)]
+)
+def test_pictures_and_pages_are_uploaded_as_they_are(shown, name, kind, content):
+    row = next(row for row in shown.history if f"{name}.path" in row)
+    assert row[f"{name}._type"] == kind
+    assert (shown.folder / "files" / row[f"{name}.path"]).read_bytes() == content
+
+
+def test_a_run_is_called_by_what_sets_it_apart(shown):
+    assert shown.run.run_group == "s"
+    assert shown.run.display_name == "example loss_weights.values=0.5 exits.layers=[2,4] seed=3"
+    command, folder = shown.run.notes.splitlines()
+    assert command == "python run.py study=s loss_weights.values=0.5 'exits.layers=[2,4]' logger=wandb_offline seed=3"
+    assert folder == str(shown.folder.parents[1])
+
+
+def test_long_curves_are_thinned_and_keep_their_end():
+    assert _thinned(list(range(999))) == list(range(999))
+    assert _thinned(list(range(1, 2502))) == list(range(2, 2502, 3))
+
+
 def test_a_reopened_directory_is_the_same_wandb_run(tmp_path):
     seen = []
     for step in (1, 2):
@@ -81,11 +141,13 @@ def test_a_reopened_directory_is_the_same_wandb_run(tmp_path):
     assert seen[0].summary["status"] == "failed"
 
 
-def test_a_study_is_the_group_unless_one_is_named(tmp_path):
-    for name, overrides, group in (("a", {"study": {"name": "s"}}, "s"), ("b", {"logger.wandb.group": "g"}, "g")):
-        (tmp_path / name).mkdir()
-        open_recorder(example_config({**OFFLINE, **overrides}), tmp_path / name, True).close({}, "done")
-        assert read_offline_run(tmp_path / name).run.run_group == group
+def test_a_named_group_stands_before_the_study(tmp_path):
+    run_dir = tmp_path / "2026-01-31_12-00-00"
+    run_dir.mkdir()
+    overrides = {"study": {"name": "s"}, "logger.wandb.group": "g"}
+    open_recorder(example_config({**OFFLINE, **overrides}), run_dir, True).close({}, "done")
+    run = read_offline_run(run_dir).run
+    assert (run.run_group, run.display_name) == ("g", "example 2026-01-31_12-00-00")
 
 
 def test_online_without_a_key_warns_and_goes_offline_without_asking(tmp_path, monkeypatch, caplog):
