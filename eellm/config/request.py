@@ -57,6 +57,7 @@ TASK_READS: dict[str, tuple[str, ...]] = {
     "serve": ("parallel", "precision", "decoding", "exit_policy", "serve", "logger"),
     "convert": ("convert", "exits", "model.vocab_multiple", "data.cache_dir"),
     "plan": (*_TRAINING, "plan", "device_profile"),
+    "report": ("report",),
 }
 """Groups, or single keys of a group, that a task reads."""
 

@@ -1,4 +1,4 @@
-"""The keys that single tasks read: calibrate, benchmark, prepare_data, serve, convert, tune. The others are in `schema`."""
+"""The keys that single tasks read: calibrate, benchmark, prepare_data, serve, convert, tune, report. The others are in `schema`."""
 
 from __future__ import annotations
 
@@ -123,3 +123,10 @@ class TuningConfig(Node):
     def runs_whole_model(self) -> bool:
         """Whether every pass goes up to the final head."""
         return self.distillation.weight > 0
+
+
+class ReportConfig(Node):
+    runs: str | list[str] | None
+    """Folders whose runs are compared, with all that lies in them, e.g. multirun/exit_weights; or wandb://<entity>/<project>."""
+    output: str | None
+    """File to write; null = report.html in the task's own directory."""

@@ -11,7 +11,8 @@ from typing import Any
 from eellm.metrics.names import FINAL, TOKENS_PER_SECOND
 from eellm.report import page_sample, page_tables
 from eellm.report.document import document
-from eellm.report.figures import Plot, plots, save_figures
+from eellm.report.drawing import Plot
+from eellm.report.figures import plots, save_figures
 from eellm.report.inline_svg import inline_svg
 from eellm.report.number_text import MISSING, TIMES, count, fixed, percent
 from eellm.report.run_record import RunRecord, load_run
