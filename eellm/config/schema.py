@@ -13,10 +13,29 @@ from pydantic import Field
 
 from eellm.config.node import Count, DecodingMode, FolderName, Fraction, HeadKind, Node, NonNegative, Positive
 from eellm.config.planning import DeviceProfileConfig, PlanConfig
-from eellm.config.task_options import BenchmarkConfig, CalibrationConfig, ConvertConfig, PrepareConfig, ReportConfig, ServeConfig, TuningConfig
+from eellm.config.task_options import (
+    BenchmarkConfig,
+    CalibrationConfig,
+    ConvertConfig,
+    PrepareConfig,
+    ReportConfig,
+    ServeConfig,
+    TuningConfig,
+)
 
 TaskName = Literal[
-    "quickstart", "train", "tune", "evaluate", "calibrate", "generate", "benchmark", "prepare_data", "serve", "convert", "plan", "report"
+    "quickstart",
+    "train",
+    "tune",
+    "evaluate",
+    "calibrate",
+    "generate",
+    "benchmark",
+    "prepare_data",
+    "serve",
+    "convert",
+    "plan",
+    "report",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The keys that single tasks read: calibrate, benchmark, prepare_data, serve, convert, tune, report. The others are in `schema`."""
+"""The keys that single tasks read: calibrate, benchmark, prepare_data, serve, convert, tune, report. `schema` has the others."""
 
 from __future__ import annotations
 

@@ -29,7 +29,22 @@ from eellm.config.rules import (
 from eellm.config.schema import Config
 from eellm.errors import Problem
 
-FIELDS = (model, parallel, schedule, data, training, decoding, calibration, harness, serving, tuning, convert, planning, reporting, command)
+FIELDS = (
+    model,
+    parallel,
+    schedule,
+    data,
+    training,
+    decoding,
+    calibration,
+    harness,
+    serving,
+    tuning,
+    convert,
+    planning,
+    reporting,
+    command,
+)
 RULES = [rule for field in FIELDS for rule in field.RULES]
 assert all(set(inspect.signature(rule).parameters) <= {*Config.model_fields, "groups", "request"} for rule in RULES)
 

@@ -14,7 +14,8 @@ from eellm.report.document import document
 from eellm.report.drawing import Plot
 from eellm.report.figures import plots, save_figures
 from eellm.report.inline_svg import inline_svg
-from eellm.report.number_text import MISSING, TIMES, count, fixed, percent
+from eellm.report.number_text import TIMES, count, fixed, percent
+from eellm.report.page_settings import leaves, settings_list
 from eellm.report.run_record import RunRecord, load_run
 from eellm.report.setup import Setup, read_setup
 from eellm.report.words import (
@@ -221,36 +222,7 @@ def _head(head: str) -> str:
 def _settings(config: Mapping[str, Any]) -> str:
     if not config:
         return ""
-    groups: dict[str, dict[str, Any]] = {"run": {}}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            groups[key] = dict(_leaves(value))
-        else:
-            groups["run"][key] = value
-    blocks = []
-    for name, values in groups.items():
-        entries = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(_setting(value))}</dd></div>" for key, value in values.items())
-        blocks.append(f"<section><h3>{escape(name)}</h3><dl>{entries}</dl></section>")
-    return (
-        f'<h2>Settings</h2><details><summary>All settings</summary><div class="settings card">{"".join(blocks)}</div></details>'
-    )
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in node.items():
-        found += _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-    return found
-
-
-def _setting(value: Any) -> str:
-    if value is None:
-        return MISSING
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(map(_setting, value)) or MISSING
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"<h2>Settings</h2><details><summary>All settings</summary>{settings_list(leaves(config))}</details>"
 
 
 def _footer(record: RunRecord) -> str:

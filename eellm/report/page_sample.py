@@ -8,7 +8,7 @@ from itertools import groupby
 
 from eellm.metrics.names import FINAL
 from eellm.report.document import document
-from eellm.report.number_text import fixed, percent
+from eellm.report.number_text import fixed, percent, plural
 from eellm.report.page_tables import colour
 from eellm.report.run_record import Generation, RunRecord, Token
 
@@ -23,14 +23,14 @@ def page(record: RunRecord) -> str:
     return document("eellm: what it writes", f'<p class="note">{NOTE}</p>{samples(record)}', record.heads or [FINAL])
 
 
-def samples(record: RunRecord) -> str:
+def samples(record: RunRecord, most_prompts: int = MOST_PROMPTS) -> str:
     """One block per prompt: its first continuation with early exits, the others of the same prompt folded below."""
     by_prompt: dict[str, list[Generation]] = {}
     for generation in record.generations:
         by_prompt.setdefault(generation.prompt, []).append(generation)
-    blocks = [_prompt_block(record, generations) for generations in list(by_prompt.values())[:MOST_PROMPTS]]
+    blocks = [_prompt_block(record, generations) for generations in list(by_prompt.values())[:most_prompts]]
     left_out = len(by_prompt) - len(blocks)
-    note = f'<p class="note">{left_out} more prompts are in generations.jsonl.</p>' if left_out > 0 else ""
+    note = f'<p class="note">{plural(left_out, "more prompt")} in generations.jsonl.</p>' if left_out > 0 else ""
     return "".join(blocks) + note
 
 

@@ -128,7 +128,20 @@ footer { margin-top: 56px; padding-top: 16px; border-top: 1px solid var(--grid);
   font-size: 0.8rem; line-height: 1.4;
   padding: 6px 10px; border-radius: 6px; max-width: min(280px, 92vw); white-space: pre-line; }
 #tip[hidden] { display: none; }
-@media print { body { background: #fff; } .card, .tile, figure { break-inside: avoid; } }
+@media print {
+  :root { color-scheme: light; }
+  body { background: #fff; font-size: 10pt; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  main { max-width: none; padding: 0; }
+  .tile, figure, tr, .sample { break-inside: avoid; }
+  h2, h3 { break-after: avoid; }
+  h2 { margin-top: 28px; }
+  .scroll { overflow: visible; }
+  table { font-size: 7.5pt; }
+  th, td { padding: 3px 6px; white-space: normal; overflow-wrap: break-word; }
+  th:first-child, td:first-child { position: static; }
+  .figures { grid-template-columns: 1fr 1fr; }
+  #tip { display: none; }
+}
 """
 
 SCRIPT = """

@@ -22,10 +22,13 @@ def dotted(head: str) -> str:
     return f'<span class="dot" style="{colour(head)}"></span>{escape(head)}'
 
 
-def table(columns: Sequence[str], rows: Sequence[str]) -> str:
-    """A table that scrolls sideways where it does not fit; `columns` are HTML, `rows` are <tr> elements."""
+def table(columns: Sequence[str], rows: Sequence[str], kind: str = "") -> str:
+    """A table that scrolls sideways where it does not fit; `columns` are HTML, `rows` <tr> elements, `kind` a CSS class."""
     header = "".join(f"<th scope='col'>{column}</th>" for column in columns)
-    return f'<div class="scroll card"><table><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    attribute = f' class="{kind}"' if kind else ""
+    return (
+        f'<div class="scroll card"><table{attribute}><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )
 
 
 def exits_table(record: RunRecord) -> str:

@@ -19,6 +19,8 @@ LIGHTNESS = {"light": (0.72, 0.42), "dark": (0.86, 0.62), "terminal": (0.76, 0.5
 HUE = (75.0, -70.0)
 CHROMA = 0.155
 MODES = ("#0072b2", "#d55e00", "#009e73")
+RUNS = (*MODES, "#cc79a7", "#b58900", "#56b4e9", "#7a5195")
+"""Okabe and Ito's hues, without the yellow that is lost on white: dark enough for a light and light enough for a dark page."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ def mode_colour(index: int, ink: Ink) -> str:
     """Colour of the n-th mode of decoding in a figure: the text's own, then hues that differ for all kinds of sight
     (Okabe and Ito's blue, vermilion and green) and are legible on light and dark."""
     return [ink.text, *MODES][index % (1 + len(MODES))]
+
+
+def run_colour(index: int, text: str) -> str:
+    """Colour of the n-th run in a figure, the first one's is the text's; dashes and markers differ too."""
+    return [text, *RUNS][index % (1 + len(RUNS))]
 
 
 def pass_colours() -> dict[str, str]:
