@@ -93,7 +93,11 @@ def runnable(overrides: list[str], run: Path, files: Path) -> list[str]:
         if any(f"outputs/convert/{name}/<time>" in override for override in overrides):
             run = save_run(files / name, "exits=none", *model)
             overrides = [override.replace(f"outputs/convert/{name}/<time>", str(run)) for override in overrides]
-    names = {"outputs/train/default/<time>": str(run), "multirun/exit_weights": str(run), "=README.md": f"={CONF.parent / 'conf' / 'config.yaml'}"}
+    names = {
+        "outputs/train/default/<time>": str(run),
+        "multirun/exit_weights": str(run),
+        "=README.md": f"={CONF.parent / 'conf' / 'config.yaml'}",
+    }
     (files / "program.csv").write_text("F0,F1,B0,F2,B1,F3,B2,B3\nF0,B0,F1,B1,F2,B2,F3,B3\n")
     named_files = ("corpus.jsonl", "chats.jsonl", "prose.txt", "tokenizer.json", "corpus_text_document", "program.csv")
     names |= {f"={name}": f"={files / name}" for name in named_files}

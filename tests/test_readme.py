@@ -34,6 +34,7 @@ def test_a_command_composes_and_validates(command: str, saved_run: Path, tmp_pat
     for name in ("README.md", "corpus.jsonl", "chats.jsonl", "prose.txt", "tokenizer.json", *prefixes):
         (tmp_path / name).write_text("{}")
     (tmp_path / "program.csv").write_text("F0,F1,B0,F2,B1,F3,B2,B3\nF0,B0,F1,B1,F2,B2,F3,B3\n")
+    (tmp_path / "multirun" / "exit_weights").mkdir(parents=True)
     (tmp_path / "llama_folder").mkdir()
     (tmp_path / "llama_folder" / "config.json").write_text(json.dumps(LLAMA))
     monkeypatch.chdir(tmp_path)

@@ -29,8 +29,9 @@ ROLES = {
 
 
 def theme(heads: Sequence[str]) -> str:
-    """CSS variables of both themes, one colour per head included."""
-    return f":root{{{_variables(heads, 'light')}}}\n@media (prefers-color-scheme: dark){{:root{{{_variables(heads, 'dark')}}}}}"
+    """CSS variables of both themes, one colour per head included; paper is always light."""
+    dark = f"@media screen and (prefers-color-scheme: dark){{:root{{{_variables(heads, 'dark')}}}}}"
+    return f":root{{{_variables(heads, 'light')}}}\n{dark}"
 
 
 def _variables(heads: Sequence[str], background: Background) -> str:
@@ -136,8 +137,7 @@ footer { margin-top: 56px; padding-top: 16px; border-top: 1px solid var(--grid);
   h2, h3 { break-after: avoid; }
   h2 { margin-top: 28px; }
   .scroll { overflow: visible; }
-  table { font-size: 7.5pt; }
-  th, td { padding: 3px 6px; white-space: normal; overflow-wrap: break-word; }
+  th, td { padding: 3px 4px; white-space: normal; overflow-wrap: anywhere; font-size: 7pt; }
   th:first-child, td:first-child { position: static; }
   .figures { grid-template-columns: 1fr 1fr; }
   #tip { display: none; }

@@ -157,7 +157,7 @@ def test_a_run_that_diverged_still_gets_its_page(tmp_path):
 
 
 def test_both_themes_colour_every_head(page):
-    light, dark = page.split("@media (prefers-color-scheme: dark)")[:2]
+    light, dark = page.split("@media screen and (prefers-color-scheme: dark)")[:2]
     for head in ("exit-02", "exit-04", "exit-06", "final"):
         colours = {re.search(rf"--{head}:(#[0-9a-f]{{6}})", theme).group(1) for theme in (light, dark)}
         assert len(colours) == 2

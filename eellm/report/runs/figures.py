@@ -10,11 +10,11 @@ import pandas as pd
 
 from eellm.analysis import metric_history, pareto_front
 from eellm.metrics.names import FINAL, STEP, TRAIN_LOSS, VAL_LOSS, depth, heads_in
-from eellm.report.drawing import DASHES, MARKERS, Plot, Point, legible_range, line, name_point, name_points
-from eellm.report.number_text import percent, threshold
+from eellm.report.drawing import DASHES, MARKERS, Plot, legible_range, line, name_point
+from eellm.report.number_text import percent
 from eellm.report.palette import Ink, run_colour
 from eellm.report.run_record import Curve
-from eellm.report.runs.compared import NUMBER, Line
+from eellm.report.runs.compared import Line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,6 @@ MOST_POINTS = 160
 """Points of a curve: there may be many curves, and the page carries them all."""
 FEWEST_STEPS = 3
 """Validations from which on they say more than the training loss does."""
-MOST_NAMED_POINTS = 5
 LINE_WIDTH = 1.5
 
 
@@ -80,7 +79,6 @@ def speed_plot(table: pd.DataFrame, lines: Sequence[Line]) -> Plot | None:
                 axes.plot(rows["agreement"].tolist(), rows["speedup"].tolist(), markersize=5, **style)
         best = front.sort_values("agreement")
         axes.plot(best["agreement"].tolist(), best["speedup"].tolist(), color=ink.text, linewidth=1.2, zorder=1)
-        name_points(axes, ink, _front_points(best))
         axes.plot([1.0], [1.0], color=ink.text, marker="D", markersize=7, markerfacecolor=ink.background, zorder=4, clip_on=False)
         name_point(axes, ink, (1.0, 1.0, "full depth"), "left")
         axes.margins(x=0.12, y=0.18)
@@ -89,8 +87,9 @@ def speed_plot(table: pd.DataFrame, lines: Sequence[Line]) -> Plot | None:
         axes.xaxis.set_major_formatter(lambda value, _: percent(value) if value < 1.0001 else "")
 
     caption = (
-        "Every decoding and threshold of every run; the line joins those that no other beats in both, some named by run and "
-        "threshold. Both axes are relative to the run's own full depth: a poor model can agree with itself as well as a good one."
+        "Every decoding and threshold of every run; the line joins those that no other beats in both; the table below lists "
+        "them. Neighbours on it may differ by no more than noise. Both axes are relative to the run's own full depth: a "
+        "poor model can agree with itself as well as a good one."
     )
     return Plot("runs_speed", "Speed against quality", caption, draw)
 
@@ -156,12 +155,6 @@ def _curve(values: pd.DataFrame, runs: Sequence[str]) -> Curve:
 
 def _thinned(values: pd.DataFrame) -> pd.DataFrame:
     return values.iloc[:: max(1, -(-len(values) // MOST_POINTS))]
-
-
-def _front_points(front: pd.DataFrame) -> list[Point]:
-    rows = front.to_dict("records")
-    rows = rows[:: -(-len(rows) // MOST_NAMED_POINTS)] if rows else []
-    return [(row["agreement"], row["speedup"], f"{row[NUMBER]} at {threshold(row['threshold'])}") for row in rows]
 
 
 def _shown_heads(heads: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ from eellm.report.runs.compared import NUMBER, SEED, Compared, Line, lines, vary
 from eellm.report.runs.key import key
 from eellm.report.runs.style import SORT, STYLE
 
+SPEED = "Speed against quality"
 MOST_SAMPLES = 8
 """Runs of which a sample is shown."""
 IMAGES = ("timeline.png", "gantt.png")
@@ -95,25 +96,20 @@ def _curves(runs: pd.DataFrame, exits: pd.DataFrame, task: str) -> str:
 
 
 def _speed(runs: pd.DataFrame) -> str:
-    rows = speed_quality(runs)
+    rows, numbers = speed_quality(runs), _numbers(runs)
     if rows.empty:
         return ""
+    every = tables.folded(f"All {len(rows)} settings of decoding", tables.speed_table(rows, numbers), len(rows))
     early = rows[rows["decoding"] != "full"]
+    if not {"agreement", "speedup"} <= set(early.columns):
+        return f"<h2>{SPEED}</h2>{every}"
     measured = runs[runs["run"].isin(rows["run"])]
     shown, _ = lines(measured)
-    numbers = _numbers(runs)
-    left = len(measured) > sum(len(own.runs) for own in shown)
-    plot = figures.speed_plot(early.assign(**{NUMBER: early["run"].map(numbers)}), shown)
-    drawn = _drawn("Speed against quality", "Grey: runs that are not in the key." if left else "", shown, [plot] if plot else [])
-    if not {"agreement", "speedup"} <= set(early.columns):
-        return drawn
-    front = pareto_front(early)
+    words = "Grey: runs that are not in the key." if len(measured) > sum(len(own.runs) for own in shown) else ""
+    plot, front = figures.speed_plot(early, shown), pareto_front(early)
+    drawn = _drawn(SPEED, words, shown, [plot]) if plot is not None else f"<h2>{SPEED}</h2>"
     best = f"<h3>The Pareto front</h3>{tables.speed_table(front, numbers)}" if len(front) else ""
-    return (
-        drawn
-        + best
-        + tables.folded(f"All {len(rows)} settings of decoding", tables.speed_table(rows, numbers), tables.FOLDED_FROM)
-    )
+    return f"{drawn}{best}<h3>All settings</h3>{every}"
 
 
 def _exits(runs: pd.DataFrame, exits: pd.DataFrame) -> str:

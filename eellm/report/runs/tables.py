@@ -57,9 +57,8 @@ def seeds_table(runs: pd.DataFrame) -> str:
     metrics = [name for name in headlines(runs) if any(names.describe(name).pattern == family for family in SPREAD_OF)]
     if SEED not in varying(runs) or not metrics:
         return ""
-    labelled = runs[metrics].assign(
-        setting=[tuple(value_text(run[name]) for name in settings) for run in runs.to_dict("records")]
-    )
+    setting_of: list[Any] = [tuple(value_text(run[name]) for name in settings) for run in runs.to_dict("records")]
+    labelled = runs[metrics].assign(setting=setting_of)
     found = {name: spread(labelled, "setting", name).set_index("setting") for name in metrics}
     if not any((frame["n"] > 1).any() for frame in found.values()):
         return ""
