@@ -25,9 +25,10 @@ def main(folder: str) -> None:
 
     def panel(exit_):
         def draw(axes, ink) -> None:
-            mean_curves(axes, ink, together[together["exit"] == exit_], "tokens", "optimizer.lr", RATES)
+            rows = together[together["exit"] == exit_]
+            mean_curves(axes, ink, rows.assign(thousands=rows["tokens"] / 1000), "thousands", "optimizer.lr", RATES)
             axes.set_title(exit_, fontsize=9, color=ink.muted)
-            axes.set_xlabel("tokens")
+            axes.set_xlabel("thousands of tokens")
             axes.set_ylabel("held-out loss (nats)")
 
         return draw
