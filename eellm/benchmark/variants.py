@@ -12,7 +12,8 @@ from eellm.engine.chunks import ChunkOptions, build_chunks
 from eellm.engine.megatron import MegatronEngine
 from eellm.mcore.groups import Groups, group_of_holders
 from eellm.model.objective import HeadWeights, ObjectiveOptions, head_weights
-from eellm.model.spec import ModelSpec, StageSpec, plan_stages, tied_stages
+from eellm.model.spec import ModelSpec, StageSpec, tied_stages
+from eellm.plan.times import stages_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Variants:
 def build_variants(config: Config, spec: ModelSpec, stages: list[StageSpec], groups: Groups) -> Variants:
     """Called by all ranks. Both have the same batch, and the same weights where both have them."""
     bare = replace(spec, exits=())
-    bare_stages = plan_stages(bare, groups.layout, config.parallel.layers_per_stage)
+    bare_stages = stages_of(config, bare, groups.layout, config.parallel.layers_per_stage)
     # without exits the output matrix may have its copies on other stages
     bare_groups = replace(groups, tied=group_of_holders(groups.layout, tied_stages(bare, bare_stages)))
     batch = random_batch(config, spec, groups)

@@ -11,8 +11,23 @@ from eellm.config.node import Count, Node, Positive
 ScheduleName = Literal["gpipe", "one_f_one_b", "interleaved", "bubble_filling", "zero_bubble_h1"]
 
 
+Pass = Annotated[list[Annotated[float, Field(ge=0.0)]], Field(min_length=2, max_length=2)]
+"""Seconds of [forward, backward]."""
+
+
+class TimedPassesConfig(Node):
+    """A microbatch on one device, as it was timed there: instead of what peaks and bandwidths say."""
+
+    layer: Pass
+    embedding: Pass
+    heads: dict[str, Pass]
+    """By kind: `final`, `norm`, `mlp, own matrix`, ...; with nothing deferred."""
+    setting: dict[str, bool | int | float | str | None]
+    """What they depend on: shapes of the model and the microbatch. They say nothing about another."""
+
+
 class DeviceProfileConfig(Node):
-    """A device as task=plan reckons with it."""
+    """A device as task=plan reckons with it, and as stages are balanced."""
 
     name: str
     half_teraflops: Positive
@@ -35,6 +50,10 @@ class DeviceProfileConfig(Node):
     """Microseconds of a message."""
     per_node: Count
     """Devices of a node."""
+    path: str | None = None
+    """Of `measured`: a run of task=benchmark benchmark=planner, or its device_profile.yaml, which all the rest is taken from."""
+    timed: TimedPassesConfig | None = None
+    """Passes as they were timed; null = by what the device reaches."""
 
 
 class PlanConfig(Node):

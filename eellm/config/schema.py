@@ -168,8 +168,9 @@ class ScheduleConfig(Node):
     """What runs it: megatron-core's functions (1F1B, interleaved) or the executor of programs; `auto`: the first that can."""
     path: str | None
     """File of `csv`: a row for each pipeline rank, cells such as F0 and B0.1 (`eellm/schedule/csv_file.py`)."""
-    backward_forward_ratio: Positive
-    """Of `bubble_filling`: time of a backward pass over that of a forward pass; the microbatches that fit follow from it."""
+    backward_forward_ratio: Positive | None
+    """Of `bubble_filling`: time of a backward pass over that of a forward pass; the microbatches that fit follow from it. null =
+    as `device_profile` has it."""
     part_one: NonNegative | None
     """Of `bubble_filling`: microbatches in the warm-up bubble, at most those that fit; null = those."""
     part_two: NonNegative | None

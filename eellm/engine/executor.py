@@ -7,20 +7,19 @@ and finalisation, freeing of outputs that have been sent. Sends and receives are
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 
 from eellm.data.batch import GlobalBatch
-from eellm.device_clock import wait_for
 from eellm.engine.chunks import Chunks
 from eellm.engine.megatron import MegatronEngine
 from eellm.engine.messages import Messages
 from eellm.engine.protocol import Losses, VisitorOf, reduce_losses
+from eellm.engine.recording import Recorder, Stopwatch, TimedHeads, timed_embedding
 from eellm.mcore.cpu import cpu_stand_ins
 from eellm.mcore.schedules import back_propagate, free_data, reduce_gradients
 from eellm.model.context import Context
@@ -28,9 +27,6 @@ from eellm.model.objective import HeadWeights, LossSums, Objective, ObjectiveOpt
 from eellm.model.stage import HeadVisitor, Readout
 from eellm.schedule.program import COMMUNICATION, RECEIVES, Action, Kind, Program
 from eellm.schedule.weights import Plain, Weights
-
-Recorder = Callable[[Action, float, float], None]
-"""Told of every action, messages too: when it began and ended, in seconds of `time.perf_counter`."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +114,10 @@ class _Step:
         sequence = self.batch.tokens.shape[2] // (chunks.groups.layout.tp if chunks.config.sequence_parallel else 1)
         shape = (sequence, self.batch.tokens.shape[1], chunks.spec.hidden_size)
         self.messages = Messages(self.program, chunks.groups, shape, chunks.config.params_dtype)
+        recorder = self.engine.recorder
+        self.watch = None if recorder is None else Stopwatch(chunks.groups.device, recorder)
 
     def run(self) -> None:
-        recorder, device = self.engine.recorder, self.engine.chunks.groups.device
         last = {action.chunk: action for action in self.actions if action.kind is Kind.BACKWARD}
         with ExitStack() as stack:
             unreduced = {chunk: stack.enter_context(ExitStack()) for chunk in last}
@@ -129,11 +126,8 @@ class _Step:
             for action in self.actions:
                 if action == last.get(action.chunk):
                     unreduced[action.chunk].close()  # gradients of this pass are the last ones: they may be reduced
-                began = time.perf_counter()
-                self._do(action)
-                if recorder is not None:
-                    wait_for(device)
-                    recorder(action, began, time.perf_counter())
+                with nullcontext() if self.watch is None else self.watch.timed(action):
+                    self._do(action)
         self.messages.finish()
         assert not self.alive, f"never back-propagated: {sorted(self.alive)}"
 
@@ -155,10 +149,9 @@ class _Step:
         if hidden is not None and keep:
             hidden.requires_grad_()
         stage.set_input_tensor(hidden)
-        with torch.set_grad_enabled(keep):
-            output = chunks.wrapped[number](
-                self.batch[index], self._visitor(stage.stage_spec.index, index) if keep else Passing()
-            )
+        visitor = self._visitor(stage.stage_spec.index, index) if keep else Passing()
+        with torch.set_grad_enabled(keep), nullcontext() if self.watch is None else timed_embedding(stage, self.watch):
+            output = chunks.wrapped[number](self.batch[index], visitor)
         self.messages.made(action, output)
         if not keep:
             return
@@ -166,11 +159,12 @@ class _Step:
         if not stage.post_process:
             free_data(output)
 
-    def _visitor(self, stage: int, microbatch: int) -> Objective:
+    def _visitor(self, stage: int, microbatch: int) -> HeadVisitor:
         exits, final = self.counts.exit(stage, microbatch), self.counts.final()
         values = {name: value * (final if name == "final" else exits) for name, value in self.weights.values.items()}
         weights = HeadWeights(values, self.weights.token_confidence)
-        return Objective(self.batch[microbatch], weights, self.engine.options, self.sums, self.engine.grad_scale)
+        objective = Objective(self.batch[microbatch], weights, self.engine.options, self.sums, self.engine.grad_scale)
+        return objective if self.watch is None else TimedHeads(objective, self.watch)
 
     def _backward(self, action: Action) -> None:
         _, index, number = action

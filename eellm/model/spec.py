@@ -7,6 +7,7 @@ segments. Both training and inference are built from these.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -212,21 +213,43 @@ def build_layout(config: Config, dp: int | None = None) -> ParallelLayout:
     )
 
 
+@dataclass(frozen=True)
+class Loads:
+    """What a microbatch costs on one device, in any unit: the measure by which stages are balanced. `exits` by layer."""
+
+    layer: float
+    exits: Mapping[int, float]
+    final: float
+    embedding: float = 0.0
+
+    @classmethod
+    def of_products(cls, spec: ModelSpec) -> Loads:
+        """Multiplications per token in matrix products."""
+        exits = {exit_.layer: head_parameters(spec, exit_) for exit_ in spec.exits}
+        return cls(layer_parameters(spec), exits, head_parameters(spec, None))
+
+    def stage(self, stage: StageSpec) -> float:
+        heads = sum(self.exits[exit_.layer] for exit_ in stage.exits) + self.final * stage.has_final_head
+        return stage.num_layers * self.layer + heads + self.embedding * stage.has_embedding
+
+
 def plan_stages(
     spec: ModelSpec,
     layout: ParallelLayout,
     layers_per_stage: list[int] | Literal["balance"] | None = None,
     boundary: str = "end",
+    loads: Loads | None = None,
 ) -> list[StageSpec]:
     """Cut the model, as far as it is built, into virtual stages: equal ones unless told; `balance`: such that the slowest is as
-    light as can be.
+    light as can be, by `loads` or else by the multiplications in matrix products.
 
     `boundary` says where an exit after the last layer of a stage is computed (architecture: `end` of that
     stage, `start` of the next, or `balance`: the choice with the lightest slowest stage). The parameters
     and their global names are the same for all three.
     """
+    loads = loads or Loads.of_products(spec)
     if layers_per_stage == "balance":
-        layers_per_stage = balanced_split(spec, layout.num_stages, boundary)
+        layers_per_stage = balanced_split(spec, layout.num_stages, boundary, loads)
     counts = layers_per_stage or equal_split(spec.built_layers, layout.num_stages)
     last = list(itertools.accumulate(counts))
     first = [end - count + 1 for end, count in zip(last, counts, strict=True)]
@@ -234,28 +257,27 @@ def plan_stages(
     if boundary == "balance":
         choices = itertools.product((False, True), repeat=len(on_boundary))
         plans = (_cut(spec, first, last, dict(zip(on_boundary, choice, strict=True))) for choice in choices)
-        return min(plans, key=lambda plan: max(stage_cost(spec, stage) for stage in plan))
+        return min(plans, key=lambda plan: max(map(loads.stage, plan)))
     return _cut(spec, first, last, dict.fromkeys(on_boundary, boundary == "start"))
 
 
-def balanced_split(spec: ModelSpec, num_stages: int, boundary: str = "end") -> list[int]:
-    """Layers of each stage, such that the slowest stage by `stage_cost` is as light as can be and, among such splits, loads are
-    even. Exact, by dynamic programming over the ends of stages and the sides on which exits on them are computed."""
+def balanced_split(spec: ModelSpec, num_stages: int, boundary: str, loads: Loads) -> list[int]:
+    """Layers of each stage, such that the slowest stage is as light as can be and, among such splits, loads are even. Exact, by
+    dynamic programming over the ends of stages and the sides on which exits on them are computed."""
     layers = spec.built_layers
-    weights = {exit_.layer: head_parameters(spec, exit_) for exit_ in spec.exits}
     sides = {"end": (False,), "start": (True,), "balance": (False, True)}[boundary]
-    total = list(itertools.accumulate((weights.get(layer, 0) for layer in range(1, layers + 1)), initial=0))
+    total = list(itertools.accumulate((loads.exits.get(layer, 0.0) for layer in range(1, layers + 1)), initial=0.0))
     # (layers so far, whether an exit on that boundary is left to the next stage) -> (slowest, sum of squares, split)
-    best: dict[tuple[int, bool], tuple[int, int, tuple[int, ...]]] = {(0, False): (0, 0, ())}
+    best: dict[tuple[int, bool], tuple[float, float, tuple[int, ...]]] = {(0, False): (0.0, 0.0, ())}
     for stage in range(num_stages):
         after = num_stages - stage - 1
-        found: dict[tuple[int, bool], tuple[int, int, tuple[int, ...]]] = {}
+        found: dict[tuple[int, bool], tuple[float, float, tuple[int, ...]]] = {}
         for (begin, inherits), (slowest, squares, split) in best.items():
             for end in [layers] if not after else range(begin + 1, layers - after + 1):
-                heads = total[end] - total[begin] + (weights.get(begin, 0) if inherits else 0)
-                heads += 0 if after or not spec.has_final_head else head_parameters(spec, None)
-                for leaves in sides if after and end in weights else (False,):
-                    cost = (end - begin) * layer_parameters(spec) + heads - (weights[end] if leaves else 0)
+                ends = loads.embedding * (not begin) + loads.final * (spec.has_final_head and not after)
+                heads = total[end] - total[begin] + (loads.exits[begin] if inherits else 0.0)
+                for leaves in sides if after and end in loads.exits else (False,):
+                    cost = (end - begin) * loads.layer + heads + ends - (loads.exits[end] if leaves else 0.0)
                     way = (max(slowest, cost), squares + cost**2, (*split, end - begin))
                     found[end, leaves] = min(way, found.get((end, leaves), way))
         best = found
@@ -311,13 +333,6 @@ def head_parameters(spec: ModelSpec, exit_: ExitSpec | None) -> int:
     if exit_.head == "mlp":
         return output + spec.hidden_size * spec.ffn_hidden_size * (3 if spec.gated else 2)
     return output + layer_parameters(spec)
-
-
-def stage_cost(spec: ModelSpec, stage: StageSpec) -> int:
-    """Multiplications per token of a stage's matrices: the measure by which stages are balanced."""
-    heads = [head_parameters(spec, exit_) for exit_ in stage.exits]
-    final = [head_parameters(spec, None)] if stage.has_final_head else []
-    return stage.num_layers * layer_parameters(spec) + sum(heads) + sum(final)
 
 
 def tied_stages(spec: ModelSpec, stages: list[StageSpec]) -> list[int]:

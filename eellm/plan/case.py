@@ -6,15 +6,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from eellm.config.schema import Config
+from eellm.config.schema import Config, ScheduleConfig
 from eellm.layout import ParallelLayout
 from eellm.metrics.flops import Recompute
-from eellm.model.spec import ModelSpec, StageSpec, build_layout, build_spec, plan_stages
+from eellm.model.spec import ModelSpec, StageSpec, build_layout, build_spec
 from eellm.plan import parameters
+from eellm.plan.device import Device
 from eellm.plan.memory import Shape, StaticMemory, static_memory
+from eellm.plan.times import Split, Times, cut, shape_of, stage_costs, times_of
+from eellm.schedule.costs import Costs
 from eellm.schedule.program import ScheduleError
-
-Split = list[int] | Literal["balance"] | None
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,9 @@ class Case:
 
     spec: ModelSpec
     layout: ParallelLayout
+    device: Device
     shape: Shape
+    schedule: ScheduleConfig
     split: Split
     boundary: str
     deferred: bool
@@ -35,11 +38,12 @@ class Case:
     def of(cls, config: Config, vocab_size: int) -> Case:
         spec = build_spec(config, vocab_size)
         layout = build_layout(config)
-        trainer, data = config.trainer, config.data
         return cls(
             spec=spec,
             layout=layout,
-            shape=Shape.of(layout, data.sequence_length, config.precision.dtype, trainer.recompute, trainer.loss_chunk),
+            device=Device.of(config.device_profile, config.precision.dtype),
+            shape=shape_of(config, layout),
+            schedule=config.schedule,
             split=config.parallel.layers_per_stage,
             boundary=config.exits.boundary,
             deferred=config.exits.deferred,
@@ -58,7 +62,18 @@ class Case:
             raise ScheduleError(
                 f"{layers} layers make no {count} equal stages; parallel.layers_per_stage=balance cuts them anyway"
             )
-        return plan_stages(self.spec, self.layout, self.split, self.boundary)
+        return cut(self.spec, self.layout, self.split, self.boundary, self.shape, self.device)
+
+    @property
+    def times(self) -> Times:
+        """Raises ScheduleError where the device profile has others."""
+        return times_of(self.spec, self.shape, self.device)
+
+    @cached_property
+    def costs(self) -> Costs:
+        """Of all stages, with the way between them."""
+        own = [stage_costs(self.spec, self.shape, self.times, part) for part in self.stages]
+        return Costs(own, self.deferred, self.device.latency, self.device.hop(self.layout))
 
     @property
     def exit_stages(self) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from eellm.config.planning import DeviceProfileConfig
+from eellm.config.planning import DeviceProfileConfig, TimedPassesConfig
 from eellm.layout import ParallelLayout
 
 _GIB = 1024**3
@@ -12,7 +12,8 @@ _GIB = 1024**3
 
 @dataclass(frozen=True)
 class Device:
-    """FLOP/s that products reach, bytes/s of memory and links, bytes that a run may use."""
+    """FLOP/s that products reach, bytes/s of memory and links, bytes that a run may use. `timed`: passes as they were
+    measured."""
 
     name: str
     flops: float
@@ -22,6 +23,7 @@ class Device:
     network_bandwidth: float
     latency: float
     per_node: int
+    timed: TimedPassesConfig | None = None
 
     @classmethod
     def of(cls, profile: DeviceProfileConfig, dtype: str) -> Device:
@@ -35,6 +37,7 @@ class Device:
             network_bandwidth=profile.network_bandwidth * 1e9,
             latency=profile.latency * 1e-6,
             per_node=profile.per_node,
+            timed=profile.timed,
         )
 
     def bandwidth_over(self, ranks: int) -> float:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 
 from eellm.plan import memory
 from eellm.plan.case import Case
-from eellm.plan.device import Device
-from eellm.plan.times import Times, layout_costs, step_times
-from eellm.schedule.bubble_filling import bubble_filling, fill
+from eellm.plan.times import step_times
+from eellm.schedule.bubble_filling import Filling, bubble_filling, fill
 from eellm.schedule.costs import Costs
 from eellm.schedule.program import Program, ScheduleError
 from eellm.schedule.programs import gpipe, interleaved, one_f_one_b, zero_bubble_h1
@@ -77,18 +76,16 @@ class Iteration:
         return self.peak_bytes <= self.usable_bytes
 
 
-def iterate(case: Case, device: Device, schedule: str, program: Program | None = None) -> Iteration:
+def iterate(case: Case, schedule: str, program: Program | None = None) -> Iteration:
     """`program` is that of a file. Raises ScheduleError where the schedule does not exist for the case."""
     case = _cut_for(case, schedule)
-    costs = layout_costs(Times(case.spec, case.shape, device), case.stages, case.layout, case.deferred)
-    program = program or program_of(case, schedule, costs)
+    costs = case.costs
+    program = program or program_of(case, schedule)
     timeline = simulate(program, costs)
-    step = _step(case, device, costs)
     bare = replace(case, spec=replace(case.spec, exits=()), split=[stage.num_layers for stage in case.stages])
-    without = simulate(program_of(bare, "one_f_one_b", costs) if _needs_exits(program) else program, costs.without_exits())
+    without = simulate(program_of(bare, "one_f_one_b") if _needs_exits(program) else program, costs.without_exits())
     ranks = tuple(_rank_memory(case, rank, peak) for rank, peak in enumerate(timeline.peak_bytes))
-    bare_time = without.time + _step(bare, device, costs)
-    return Iteration(schedule, case, costs, timeline, step, bare_time, ranks, device.usable_bytes)
+    return Iteration(schedule, case, costs, timeline, _step(case), without.time + _step(bare), ranks, case.device.usable_bytes)
 
 
 def _needs_exits(program: Program) -> bool:
@@ -96,22 +93,33 @@ def _needs_exits(program: Program) -> bool:
     return program.name == "bubble_filling"
 
 
-def program_of(case: Case, schedule: str, costs: Costs) -> Program:
-    """The schedule for the case's ranks and microbatches; bubble filling by the modelled ratio of backward to forward."""
+def program_of(case: Case, schedule: str) -> Program:
+    """The schedule for the case's ranks and microbatches."""
     pp, vp, microbatches = case.layout.pp, case.layout.vp, case.num_microbatches
     made: dict[str, Callable[[], Program]] = {
         "gpipe": lambda: gpipe(pp, microbatches),
         "one_f_one_b": lambda: one_f_one_b(pp, microbatches),
         "interleaved": lambda: interleaved(pp, microbatches, vp),
         "zero_bubble_h1": lambda: zero_bubble_h1(pp, microbatches),
-        "bubble_filling": lambda: bubble_filling(fill(pp, microbatches, case.exit_stages, ratio(costs))),
+        "bubble_filling": lambda: bubble_filling(filling_of(case)),
     }
     return made[schedule]()
 
 
-def ratio(costs: Costs) -> float:
-    """Backward over forward time of the layers."""
-    return sum(stage.backward for stage in costs.stages) / sum(stage.forward for stage in costs.stages)
+def filling_of(case: Case) -> Filling:
+    """By the ratio of backward to forward time that is given, or that the device profile has."""
+    ratio, counts = case.schedule.backward_forward_ratio, (case.schedule.part_one, case.schedule.part_two)
+    if ratio is None:
+        ratio = backward_forward_ratio(case.costs)
+    return fill(case.layout.pp, case.num_microbatches, case.exit_stages, ratio, *counts)
+
+
+def backward_forward_ratio(costs: Costs) -> float:
+    """Of layers and exits over all stages; the final head is on the last, whose own bubbles nothing fills."""
+    exits = [head for stage in costs.stages for head in stage.heads if head.is_exit]
+    late = sum(head.forward for head in exits) if costs.deferred else 0.0
+    forward = sum(stage.forward for stage in costs.stages) + sum(head.forward for head in exits) - late
+    return (sum(stage.backward for stage in costs.stages) + sum(head.backward for head in exits) + late) / forward
 
 
 def _cut_for(case: Case, schedule: str) -> Case:
@@ -132,12 +140,12 @@ def _rank_memory(case: Case, rank: int, activations: float) -> RankMemory:
     return RankMemory(static.weights, static.gradients, static.optimizer, activations)
 
 
-def _step(case: Case, device: Device, costs: Costs) -> float:
+def _step(case: Case) -> float:
     """Of the slowest rank."""
     pp, seconds = case.layout.pp, []
     for rank in range(pp):
-        hidden = sum(stage.backward for stage in costs.stages[rank::pp]) if case.overlap else 0.0
-        times = step_times(device, case.layout, case.static(rank), hidden, case.distributed)
+        hidden = sum(stage.backward for stage in case.costs.stages[rank::pp]) if case.overlap else 0.0
+        times = step_times(case.device, case.layout, case.static(rank), hidden, case.distributed)
         seconds.append(times.gradients + times.optimizer)
     return max(seconds)
 

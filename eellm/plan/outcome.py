@@ -9,7 +9,6 @@ from eellm.config.schema import Config
 from eellm.errors import as_typed
 from eellm.plan import parameters
 from eellm.plan.case import Case
-from eellm.plan.device import Device
 from eellm.plan.iteration import RUNS, Iteration, iterate, stage_rows
 from eellm.plan.search import Candidate, device_counts, nearest, ranked
 from eellm.schedule.program import Program, ScheduleError
@@ -21,7 +20,6 @@ class Outcome:
     that a run would use. `nearest` fits where `chosen` does not."""
 
     case: Case
-    device: Device
     iterations: list[Iteration]
     refused: dict[str, str]
     chosen: Iteration
@@ -36,7 +34,7 @@ class Outcome:
         """Whether the layout fits, and what would."""
         peak, usable = self.chosen.peak_bytes / 1024**3, self.chosen.usable_bytes / 1024**3
         fullest = max(range(len(self.chosen.ranks)), key=lambda rank: self.chosen.ranks[rank].total)
-        needs = f"rank {fullest} needs {peak:.1f} of {usable:.1f} GiB on {self.device.name}"
+        needs = f"rank {fullest} needs {peak:.1f} of {usable:.1f} GiB on {self.case.device.name}"
         if self.chosen.fits:
             return f"It fits: {needs}."
         if self.nearest is None:
@@ -48,7 +46,7 @@ class Outcome:
 
     def json(self) -> dict[str, Any]:
         return {
-            "device": asdict(self.device),
+            "device": asdict(self.case.device),
             "devices": self.devices,
             "layout": asdict(self.case.layout),
             "parameters": parameters.whole_model(self.case.spec),
@@ -97,13 +95,12 @@ def _candidate_json(candidate: Candidate) -> dict[str, Any]:
 
 def plan(config: Config, vocab_size: int, program: Program | None = None) -> Outcome:
     """`program` is that of schedule=csv. Raises ScheduleError where the layout makes no whole replicas or stages."""
-    case, device = Case.of(config, vocab_size), Device.of(config.device_profile, config.precision.dtype)
-    case = _on(case, config.plan.gpus)
+    case = _on(Case.of(config, vocab_size), config.plan.gpus)
     iterations: list[Iteration] = []
     refused: dict[str, str] = {}
     for schedule in [*(["csv"] if program else []), *config.plan.schedules]:
         try:
-            iterations.append(iterate(case, device, schedule, program if schedule == "csv" else None))
+            iterations.append(iterate(case, schedule, program if schedule == "csv" else None))
         except ScheduleError as error:
             refused[schedule] = str(error)
     if not iterations:
@@ -111,12 +108,11 @@ def plan(config: Config, vocab_size: int, program: Program | None = None) -> Out
     chosen = _chosen(config, iterations)
     return Outcome(
         case=case,
-        device=device,
         iterations=iterations,
         refused=refused,
         chosen=chosen,
-        nearest=None if chosen.fits else nearest(case, device),
-        ranking=ranked(case, device)[: config.plan.rows] if config.plan.search else [],
+        nearest=None if chosen.fits else nearest(case),
+        ranking=ranked(case)[: config.plan.rows] if config.plan.search else [],
     )
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from eellm.layout import ParallelLayout
 from eellm.metrics.flops import Recompute
-from eellm.plan.case import Case, Split
+from eellm.plan.case import Case
 from eellm.plan.device import Device
 from eellm.plan.iteration import iterate
+from eellm.plan.times import Split
 from eellm.schedule.program import ScheduleError
 
 MICRO_BATCHES = (1, 2, 4, 8)
@@ -54,31 +55,31 @@ class Candidate:
         return {key: value for key, value in self.settings().items() if value != before[key]}
 
 
-def estimate(case: Case, device: Device) -> Candidate:
+def estimate(case: Case) -> Candidate:
     """By 1F1B or interleaved 1F1B, whichever the chunks ask for. Raises ScheduleError where there is none."""
     schedule = "interleaved" if case.layout.vp > 1 else "one_f_one_b"
     unit, count = case.layout.pp, case.num_microbatches
     if count <= (ROUNDS + 1) * unit or count % unit:
-        whole = iterate(case, device, schedule)
+        whole = iterate(case, schedule)
         return Candidate(case, whole.time, whole.peak_bytes, whole.fits)
-    short, longer = (iterate(_with_microbatches(case, rounds * unit), device, schedule) for rounds in (ROUNDS, ROUNDS + 1))
+    short, longer = (iterate(_with_microbatches(case, rounds * unit), schedule) for rounds in (ROUNDS, ROUNDS + 1))
     time = short.time + (longer.timeline.time - short.timeline.time) * (count / unit - ROUNDS)
     return Candidate(case, time, longer.peak_bytes, longer.fits)
 
 
-def ranked(case: Case, device: Device) -> list[Candidate]:
+def ranked(case: Case) -> list[Candidate]:
     """Layouts that fit on the case's devices, fastest first."""
-    found = [candidate for layout in _layouts(case, device) if (candidate := _lightest(case, layout, device)) is not None]
+    found = [candidate for layout in _layouts(case, case.device) if (candidate := _lightest(case, layout)) is not None]
     return sorted(found, key=lambda candidate: candidate.time)
 
 
-def nearest(case: Case, device: Device) -> Candidate | None:
+def nearest(case: Case) -> Candidate | None:
     """The layout that fits with the fewest changes, on as many devices or, where none does, on the next power of two times as
     many; the fastest of several."""
     devices = case.layout.world_size
     while devices <= MOST_DEVICES:
         layout = replace(case.layout, dp=max(1, devices // (case.layout.tp * case.layout.pp)))
-        candidates = ranked(replace(case, layout=layout), device)
+        candidates = ranked(replace(case, layout=layout))
         if candidates:
             return min(candidates, key=lambda candidate: (len(candidate.changes(case)), candidate.time))
         devices *= 2
@@ -98,7 +99,7 @@ def _layouts(case: Case, device: Device) -> Iterator[ParallelLayout]:
                     yield replace(sizes, global_batch_size=case.layout.global_batch_size)
 
 
-def _lightest(case: Case, layout: ParallelLayout, device: Device) -> Candidate | None:
+def _lightest(case: Case, layout: ParallelLayout) -> Candidate | None:
     """The layout with as little recomputation as fits, if any does."""
     split: Split = None if case.spec.num_layers % layout.num_stages == 0 else "balance"
     same = (layout.pp, layout.vp) == (case.layout.pp, case.layout.vp)
@@ -106,7 +107,9 @@ def _lightest(case: Case, layout: ParallelLayout, device: Device) -> Candidate |
         other = case.with_layout(layout, case.split if same else split, recompute)
         other = replace(other, distributed=case.distributed or layout.dp > 1)
         try:
-            candidate = estimate(other, device)
+            if any(other.static(rank).total > other.device.usable_bytes for rank in range(layout.pp)):
+                return None  # whatever is recomputed
+            candidate = estimate(other)
         except ScheduleError:
             return None
         if candidate.fits:

@@ -26,7 +26,10 @@ def gantt_page(task: str, heading: str, parts: list[str], charts: list[Chart]) -
 def draw_recorded(record: Path, name: str) -> tuple[Path, Path]:
     """Draw what `eellm.train.timeline` has written, .html and .png beside it, above what the simulator makes of its medians."""
     found = json.loads(record.read_text(encoding="utf-8"))
-    ranks = [[Recorded(parse_action(cell), begin, end) for cell, begin, end in events] for events in found["ranks"]]
+    ranks = [
+        [Recorded(parse_action(cell), begin, end, tuple(map(tuple, parts))) for cell, begin, end, parts in events]
+        for events in found["ranks"]
+    ]
     actions = tuple(tuple(event.action for event in events) for events in ranks)
     chunks = 1 + max(action.chunk for events in actions for action in events)
     program = Program(name, found["microbatches"], chunks, actions)

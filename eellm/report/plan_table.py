@@ -29,7 +29,9 @@ NOTES = (
 def title(outcome: Outcome) -> str:
     layout = outcome.case.layout
     sizes = f"tp{layout.tp} pp{layout.pp} dp{layout.dp}" + (f" vp{layout.vp}" if layout.vp > 1 else "")
-    return f"{count(parameters.whole_model(outcome.case.spec))} parameters, {sizes}, {outcome.devices} x {outcome.device.name}"
+    return (
+        f"{count(parameters.whole_model(outcome.case.spec))} parameters, {sizes}, {outcome.devices} x {outcome.case.device.name}"
+    )
 
 
 def schedule_rows(outcome: Outcome) -> list[list[str]]:

@@ -21,8 +21,8 @@ from eellm.model.spec import (
     head_parameters,
     layer_parameters,
     parameters,
-    plan_stages,
 )
+from eellm.plan.times import stages_of
 from eellm.report.run_record import RunRecord
 
 
@@ -65,7 +65,7 @@ def read_setup(record: RunRecord) -> Setup | None:
     if vocab_size is None:
         return None
     spec, layout = build_spec(config, vocab_size), build_layout(config)
-    return Setup(config, spec, layout, plan_stages(spec, layout, config.parallel.layers_per_stage, config.exits.boundary))
+    return Setup(config, spec, layout, stages_of(config, spec, layout, config.parallel.layers_per_stage))
 
 
 def corpus_vocabulary(path: Path) -> int | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 LAYERS = "layers"
+EMBEDDING = "embedding"
 WEIGHTS = "weight gradients"
 
 

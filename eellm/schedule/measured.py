@@ -6,18 +6,24 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eellm.schedule.costs import LAYERS, Costs, StageCosts
+from eellm.metrics.names import FINAL
+from eellm.schedule.costs import EMBEDDING, LAYERS, WEIGHTS, Costs, HeadCosts, StageCosts
 from eellm.schedule.program import COMMUNICATION, FORWARDS, Action, Program
 from eellm.schedule.simulate import Box, Timeline
+
+NOTHING = 0.01
+"""Share of a pass below which a head did not compute anything in it: a deferred exit goes by in the forward pass."""
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """An action and when it began and ended, in seconds of a clock that all ranks share."""
+    """An action and when it began and ended, in seconds of a clock that all ranks share. `parts`: what it did in this order,
+    each with its seconds: layers, heads by their names, the embedding."""
 
     action: Action
     begin: float
     end: float
+    parts: tuple[tuple[str, float], ...] = ()
 
 
 def measured_timeline(program: Program, ranks: Sequence[Sequence[Recorded]]) -> Timeline:
@@ -31,15 +37,42 @@ def measured_timeline(program: Program, ranks: Sequence[Sequence[Recorded]]) -> 
 def _box(program: Program, rank: int, event: Recorded, zero: float) -> Box:
     length = event.end - event.begin
     start, stage = event.begin - zero, program.stage(rank, event.action.chunk)
-    return Box(rank, stage, event.action, start, start + length, 0.0, 0.0, ((LAYERS, length),))
+    return Box(rank, stage, event.action, start, start + length, 0.0, 0.0, _parts(event))
+
+
+def _parts(event: Recorded) -> tuple[tuple[str, float], ...]:
+    """Those of the event, the embedding counted among the layers; heads that do nothing in this pass are left out."""
+    parts: list[tuple[str, float]] = []
+    for name, length in event.parts or ((LAYERS, event.end - event.begin),):
+        name = name if _is_head(name) and length > NOTHING * (event.end - event.begin) else LAYERS
+        before = parts.pop()[1] if parts and parts[-1][0] == name else 0.0
+        parts.append((name, before + length))
+    return tuple(parts)
+
+
+def _is_head(part: str) -> bool:
+    return part not in (LAYERS, EMBEDDING, WEIGHTS)
 
 
 def measured_costs(timeline: Timeline) -> Costs:
-    """Medians of each stage's forward and backward passes, heads included; messages cost nothing."""
-    lengths: dict[tuple[int, bool], list[float]] = {}
+    """Medians of each stage's passes, of layers and heads apart; messages cost nothing.
+
+    Heads count in the pass in which they were computed, so that nothing is left to be deferred.
+    """
+    lengths: dict[tuple[int, bool, str], list[float]] = {}
     for boxes in timeline.ranks:
         for box in boxes:
-            lengths.setdefault((box.stage, box.action.kind in FORWARDS), []).append(box.length)
+            for name in {part for part, _ in box.parts}:
+                total = sum(length for part, length in box.parts if part == name)
+                lengths.setdefault((box.stage, box.action.kind in FORWARDS, name), []).append(total)
     medians = {key: statistics.median(values) for key, values in lengths.items()}
-    stages = range(timeline.program.num_stages)
-    return Costs([StageCosts(medians.get((stage, True), 0.0), medians.get((stage, False), 0.0)) for stage in stages])
+    return Costs([_stage_costs(medians, stage) for stage in range(timeline.program.num_stages)], deferred=False)
+
+
+def _stage_costs(medians: dict[tuple[int, bool, str], float], stage: int) -> StageCosts:
+    def both(part: str) -> tuple[float, float]:
+        return medians.get((stage, True, part), 0.0), medians.get((stage, False, part), 0.0)
+
+    names = dict.fromkeys(part for number, _, part in medians if number == stage and _is_head(part))
+    heads = tuple(HeadCosts(name, *both(name), is_exit=name != FINAL) for name in sorted(names))
+    return StageCosts(*both(LAYERS), heads=heads)

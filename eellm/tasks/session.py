@@ -13,7 +13,8 @@ from eellm.config.schema import Config
 from eellm.layout import ParallelLayout
 from eellm.mcore.groups import PATIENCE, Groups, destroy_groups, init_groups, init_process_group, pick_device
 from eellm.metrics.recorder import Recorder, open_recorder
-from eellm.model.spec import ModelSpec, StageSpec, build_layout, build_spec, plan_stages, tied_stages, tuned_spec
+from eellm.model.spec import ModelSpec, StageSpec, build_layout, build_spec, tied_stages, tuned_spec
+from eellm.plan.times import stages_of
 from eellm.preemption import Preempted
 from eellm.tasks.context import TaskContext
 
@@ -34,20 +35,20 @@ class Plan:
     @classmethod
     def of(cls, config: Config, vocab_size: int) -> Plan:
         spec, layout = build_spec(config, vocab_size), build_layout(config)
-        return cls(spec, layout, plan_stages(spec, layout, config.parallel.layers_per_stage, config.exits.boundary))
+        return cls(spec, layout, stages_of(config, spec, layout, config.parallel.layers_per_stage))
 
     @classmethod
     def of_tuning(cls, config: Config, vocab_size: int) -> Plan:
         """The exits that are tuned and the layers below them, or where exits learn from the final head the whole model."""
         spec, layout = build_spec(config, vocab_size), build_layout(config)
         spec = tuned_spec(spec, config.tuning.layers or spec.exit_layers, whole=config.tuning.runs_whole_model)
-        return cls(spec, layout, plan_stages(spec, layout, config.parallel.layers_per_stage, config.exits.boundary))
+        return cls(spec, layout, stages_of(config, spec, layout, config.parallel.layers_per_stage))
 
     @classmethod
     def around_tuning(cls, config: Config, vocab_size: int) -> Plan:
         """All layers and all exits, before tuning and after: `parallel.layers_per_stage` is about those that tuning runs."""
         spec, layout = build_spec(config, vocab_size), build_layout(config)
-        return cls(spec, layout, plan_stages(spec, layout, boundary=config.exits.boundary))
+        return cls(spec, layout, stages_of(config, spec, layout, None))
 
 
 @contextlib.contextmanager

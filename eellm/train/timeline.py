@@ -14,16 +14,17 @@ from eellm.engine.executor import ProgramEngine
 
 
 class TimelineRecorder(Callback):
-    """Writes `path`: of each pipeline rank of the first replica, [action, begin, end] in seconds of the machine's clock."""
+    """Writes `path`: of each pipeline rank of the first replica, [action, begin, end, parts] in seconds of the machine's clock;
+    parts are [name, seconds]."""
 
     def __init__(self, path: Path):
         self._path = path
-        self._events: list[tuple[str, float, float]] = []
+        self._events: list[tuple[str, float, float, tuple[tuple[str, float], ...]]] = []
 
     def on_train_batch_start(self, trainer: Trainer, module: Any, *_: Any) -> None:  # type: ignore[override]
         if trainer.global_step == trainer.max_steps - 1:
             assert isinstance(module.engine, ProgramEngine), "checked with the config"
-            module.engine.recorder = lambda action, begin, end: self._events.append((str(action), begin, end))
+            module.engine.recorder = lambda done: self._events.append((str(done.action), done.begin, done.end, done.parts))
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:  # type: ignore[override]
         if not isinstance(module.engine, ProgramEngine) or module.engine.recorder is None:

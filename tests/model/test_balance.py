@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eellm.layout import ParallelLayout
-from eellm.model.spec import ExitSpec, ModelSpec, plan_stages, stage_cost
+from eellm.model.spec import ExitSpec, Loads, ModelSpec, plan_stages
 
 
 @settings(deadline=None, max_examples=60)
@@ -25,11 +25,11 @@ def test_no_split_has_a_lighter_slowest_stage(layers: int, stages: int, exits: s
     layout = ParallelLayout(pp=stages)
 
     def slowest(split: list[int]) -> int:
-        return max(stage_cost(spec, stage) for stage in plan_stages(spec, layout, split, boundary))
+        return max(Loads.of_products(spec).stage(stage) for stage in plan_stages(spec, layout, split, boundary))
 
     plan = plan_stages(spec, layout, "balance", boundary)
     splits = [list(split) for split in itertools.product(range(1, layers + 1), repeat=stages) if sum(split) == layers]
-    assert max(stage_cost(spec, stage) for stage in plan) == min(map(slowest, splits))
+    assert max(Loads.of_products(spec).stage(stage) for stage in plan) == min(map(slowest, splits))
     assert [layer for stage in plan for layer in stage.layers] == list(range(1, layers + 1))
 
 

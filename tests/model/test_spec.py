@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from eellm.layout import ParallelLayout
-from eellm.model.spec import ExitSpec, ModelSpec, exit_layer, plan_stages, stage_cost, tied_stages
+from eellm.model.spec import ExitSpec, Loads, ModelSpec, exit_layer, plan_stages, tied_stages
 from tests.engine.layouts import tiny_spec
 
 eight = tiny_spec(num_layers=8, exits=(ExitSpec(2), ExitSpec(4), ExitSpec(5), ExitSpec(8)))
@@ -47,7 +47,7 @@ def test_balance_is_the_best_choice() -> None:
     spec = tiny_spec(num_layers=8, exits=(ExitSpec(2), ExitSpec(4), ExitSpec(6)))
     layout = ParallelLayout(pp=4)
     slowest = {
-        boundary: max(stage_cost(spec, stage) for stage in plan_stages(spec, layout, boundary=boundary))
+        boundary: max(Loads.of_products(spec).stage(stage) for stage in plan_stages(spec, layout, boundary=boundary))
         for boundary in ("end", "start", "balance")
     }
     assert slowest["balance"] <= min(slowest["end"], slowest["start"])

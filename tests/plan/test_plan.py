@@ -12,7 +12,6 @@ from eellm.config.compose import compose
 from eellm.config.schema import Config
 from eellm.plan import search
 from eellm.plan.case import Case
-from eellm.plan.device import Device
 from eellm.plan.iteration import iterate
 from eellm.plan.outcome import plan
 from eellm.schedule.program import ScheduleError
@@ -25,8 +24,8 @@ def config_of(experiment: str, *overrides: str) -> Config:
     return compose(["task=plan", f"experiment={experiment}", *overrides])
 
 
-def case_of(config: Config, devices: int) -> tuple[Case, Device]:
-    return Case.of(config, 32000).on(devices), Device.of(config.device_profile, config.precision.dtype)
+def case_of(config: Config, devices: int) -> Case:
+    return Case.of(config, 32000).on(devices)
 
 
 @pytest.mark.parametrize("experiment", ["eellm_1_3b", "eellm_7b", "eellm_13b", "eellm_30b"])
@@ -34,8 +33,8 @@ def case_of(config: Config, devices: int) -> tuple[Case, Device]:
 def test_published_layouts_fit_where_they_ran(experiment: str, devices: int) -> None:
     """On A100s of 80 GB, 16 or more of them; exits at the published places cost next to nothing and never more than their own
     passes through the pipeline."""
-    case, device = case_of(config_of(experiment, "device_profile=a100_80gb"), devices)
-    found = iterate(case, device, "one_f_one_b")
+    case = case_of(config_of(experiment, "device_profile=a100_80gb"), devices)
+    found = iterate(case, "one_f_one_b")
     assert found.fits
     heads = [head for stage in found.costs.stages for head in stage.heads if head.is_exit]
     assert 0 < found.time - found.bare < 1.5 * sum(head.forward + head.backward for head in heads) + 0.02 * found.bare
@@ -44,8 +43,8 @@ def test_published_layouts_fit_where_they_ran(experiment: str, devices: int) -> 
 
 
 def test_the_estimate_of_the_search_is_near_the_simulation() -> None:
-    case, device = case_of(config_of("eellm_7b"), 64)
-    whole, estimated = iterate(case, device, "one_f_one_b"), search.estimate(case, device)
+    case = case_of(config_of("eellm_7b"), 64)
+    whole, estimated = iterate(case, "one_f_one_b"), search.estimate(case)
     assert estimated.time == pytest.approx(whole.time, rel=5e-3)
     assert estimated.peak_bytes == pytest.approx(whole.peak_bytes, rel=1e-6)
 
@@ -66,18 +65,17 @@ def test_counts_of_devices_that_cannot_be_used_name_their_neighbours() -> None:
 
 
 def test_the_ranking_is_sorted_and_fits() -> None:
-    case, device = case_of(config_of("eellm_1_3b"), 8)
-    found = search.ranked(case, device)
+    case = case_of(config_of("eellm_1_3b"), 8)
+    found = search.ranked(case)
     assert len(found) > 10
     assert all(candidate.fits and candidate.case.layout.world_size == 8 for candidate in found)
     assert [candidate.time for candidate in found] == sorted(candidate.time for candidate in found)
 
 
 def test_recomputation_trades_time_for_memory() -> None:
-    case, device = case_of(config_of("eellm_7b"), 64)
+    case = case_of(config_of("eellm_7b"), 64)
     none, full = (
-        iterate(replace(case, shape=replace(case.shape, recompute=recompute)), device, "one_f_one_b")
-        for recompute in ("none", "full")
+        iterate(replace(case, shape=replace(case.shape, recompute=recompute)), "one_f_one_b") for recompute in ("none", "full")
     )
     assert full.peak_bytes < none.peak_bytes
     assert 1.2 < full.timeline.time / none.timeline.time < 1.4
