@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from eellm.config.commandline import CONF, composing_errors, explained, forced
 from eellm.config.conversion import with_source
+from eellm.config.measured_profile import with_measured_profile
 from eellm.config.parse import parse
 from eellm.config.request import Request
 from eellm.config.saved_run import with_saved_run
@@ -50,13 +51,13 @@ def plain(composed: DictConfig) -> dict[str, Any]:
 def validated(values: dict[str, Any], overrides: list[str] | None = None, world_size: int | None = None) -> Config:
     """Plain values -> Config, or one ConfigError with every problem.
 
-    What `checkpoint`, `resume` and `convert.source` bring along is filled in first: CheckpointError or ConversionError
-    where there is nothing to read.
+    What `device_profile.path`, `checkpoint`, `resume` and `convert.source` bring along is filled in first: ConfigError,
+    CheckpointError or ConversionError where there is nothing to read.
     """
     request = Request(tuple(overrides or ()), world_size)
     task = values.get("task")
     fill = with_source if isinstance(task, dict) and task.get("name") == "convert" else with_saved_run
-    values, problems = fill(values, request)
+    values, problems = fill(with_measured_profile(values), request)
     parsed = parse(values)
     problems += parsed.problems + check(parsed.groups, request)
     if problems:

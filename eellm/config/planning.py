@@ -57,10 +57,12 @@ class DeviceProfileConfig(Node):
 
 
 class PlanConfig(Node):
+    task: Literal["train", "tune"]
+    """Whose step is planned: training, or tuning exits behind a frozen backbone."""
     gpus: Count | None
     """Devices; null = parallel.tp x pp x dp."""
     schedules: list[ScheduleName]
-    """Schedules that are set side by side; `csv` joins them where schedule=csv."""
+    """Schedules of training that are set side by side; `csv` joins them where schedule=csv. Tuning goes forward only."""
     search: bool
     """Rank the layouts that fit on these devices."""
     rows: Count

@@ -28,7 +28,7 @@ BEGINS_WITH_A_MODEL = ("train", "tune")
 _ALWAYS = ("task", "experiment", "study", "machine", "hydra", "name", "seed", "device", "objective", "checkpoint", "resume")
 _TRAINING: tuple[str, ...] = (
     *("model", "exits", "loss_weights", "parallel", "schedule", "data", "tokenizer"),
-    *("optimizer", "lr_schedule", "precision", "trainer", "logger", "debug"),
+    *("optimizer", "lr_schedule", "precision", "trainer", "logger", "debug", "device_profile"),
 )
 
 TASK_READS: dict[str, tuple[str, ...]] = {
@@ -46,17 +46,18 @@ TASK_READS: dict[str, tuple[str, ...]] = {
     "benchmark": (
         *("model", "exits", "loss_weights", "parallel", "schedule", "tokenizer", "precision", "benchmark", "logger"),
         *("data.sequence_length", "data.micro_batch_size", "data.global_batch_size"),
-        *("trainer.recompute", "trainer.loss_chunk"),
+        *("trainer.recompute", "trainer.loss_chunk", "optimizer", "device_profile"),
         *("decoding.max_new_tokens", "decoding.max_pending", "decoding.draft_length", "decoding.compile", "exit_policy"),
     ),
     "tune": (
         *("exits", "loss_weights", "parallel", "schedule", "data", "optimizer", "lr_schedule", "precision", "trainer", "tuning"),
+        "device_profile",
         *("evaluation.batches", "evaluation.thresholds", "evaluation.calibration_bins", "logger", "debug"),
     ),
     "prepare_data": ("prepare", "data", "tokenizer"),
     "serve": ("parallel", "precision", "decoding", "exit_policy", "serve", "logger"),
     "convert": ("convert", "exits", "model.vocab_multiple", "data.cache_dir"),
-    "plan": (*_TRAINING, "plan", "device_profile"),
+    "plan": (*_TRAINING, "plan", "tuning"),
     "report": ("report",),
 }
 """Groups, or single keys of a group, that a task reads."""
@@ -68,7 +69,7 @@ _GENERATION = tuple(f"decoding.{key}" for key in ("stop_at_eos", "max_tokens"))
 _STEP_BENCHMARKS = (
     *("model.attention", "loss_weights", "schedule", "trainer.loss_chunk", "data.micro_batch_size", "data.global_batch_size"),
 )
-_TRAINING_BENCHMARK = ("trainer.recompute", "exits.deferred", "benchmark.in_flight")
+_WHOLE_STEPS = ("trainer.recompute", "exits.deferred")
 _BACKWARD_THROUGH_LAYERS = (
     *("loss_weights.final", "exits.deferred", "trainer.recompute"),
     *("optimizer.overlap_grad_reduce", "optimizer.overlap_param_gather"),
@@ -84,8 +85,10 @@ READ_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
         ("quickstart", "train", "tune", "evaluate", "calibrate", "benchmark", "plan"),
     ),
     (_BACKWARD_THROUGH_LAYERS, "task.name", ("quickstart", "train", "benchmark", "plan")),
-    (_STEP_BENCHMARKS, "benchmark.name", ("training", "tuning")),
-    (_TRAINING_BENCHMARK, "benchmark.name", ("training",)),
+    (_STEP_BENCHMARKS, "benchmark.name", ("training", "tuning", "planner")),
+    (_WHOLE_STEPS, "benchmark.name", ("training", "planner")),
+    (("benchmark.in_flight",), "benchmark.name", ("training",)),
+    (("optimizer",), "benchmark.name", ("planner",)),
     (_DECODING_BENCHMARK, "benchmark.name", ("decoding",)),
     (_ON_HELD_OUT_TEXT, "evaluation.name", ("exits",)),
     (_ON_TASKS, "evaluation.name", ("lm_eval",)),

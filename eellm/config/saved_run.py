@@ -23,7 +23,7 @@ from eellm.reference import NAME, reference_run
 from eellm.rundir import locate, whole_checkpoint
 
 _MAY_CHANGE_ON_RESUME = (
-    *("parallel", "schedule", "trainer", "optimizer", "lr_schedule", "loss_weights", "logger", "debug"),
+    *("parallel", "schedule", "trainer", "optimizer", "lr_schedule", "loss_weights", "logger", "debug", "device_profile"),
     *("precision.initial_loss_scale", "precision.loss_scale_window"),
     *("model.attention", "exits.boundary", "exits.deferred"),
     *("data.micro_batch_size", "data.cache_dir", "data.num_workers"),

@@ -23,9 +23,9 @@ class CalibrationConfig(Node):
 
 
 class BenchmarkConfig(Node):
-    name: Literal["training", "tuning", "decoding"]
+    name: Literal["training", "tuning", "planner", "decoding"]
     """`training`: what exits cost a training step, in time and memory; `tuning`: what a step costs that tunes them alone;
-    `decoding`: how fast tokens come, and what that costs."""
+    `planner`: what a step takes against what task=plan says; `decoding`: how fast tokens come, and what that costs."""
     pairs: Count
     """Alternating repetitions of what is compared."""
     warmup: NonNegative

@@ -31,7 +31,8 @@ def training_engine(config: ScheduleConfig, chunks: Chunks, options: ObjectiveOp
 
 
 def schedule_of(config: ScheduleConfig, layout: ParallelLayout, plan: list[StageSpec]) -> Callable[[int], Schedule]:
-    """From the microbatches of a step its schedule, made once for each number (it grows under batch-size ramp-up).
+    """From the microbatches of a step its schedule, made once for each number (it grows under batch-size ramp-up). The ratio of
+    backward to forward time is settled (`eellm.plan.iteration.with_ratio`).
 
     The schedule raises ScheduleError where there is none for this number, which a validated config excludes.
     """
@@ -40,6 +41,7 @@ def schedule_of(config: ScheduleConfig, layout: ParallelLayout, plan: list[Stage
     @cache
     def made(num_microbatches: int) -> Schedule:
         if config.name == "bubble_filling":
+            assert config.backward_forward_ratio is not None, "settled"
             counts = config.part_one, config.part_two
             filling = fill(layout.pp, num_microbatches, exit_stages, config.backward_forward_ratio, *counts)
             return Schedule(with_communication(checked(bubble_filling(filling), exit_stages)), partial(Filled, filling))

@@ -9,7 +9,7 @@ from typing import Literal
 from eellm.config.schema import Config, ScheduleConfig
 from eellm.layout import ParallelLayout
 from eellm.metrics.flops import Recompute
-from eellm.model.spec import ModelSpec, StageSpec, build_layout, build_spec
+from eellm.model.spec import ModelSpec, StageSpec, build_layout, build_spec, tuned_spec
 from eellm.plan import parameters
 from eellm.plan.device import Device
 from eellm.plan.memory import Shape, StaticMemory, static_memory
@@ -33,11 +33,14 @@ class Case:
     optimizer: Literal["adam", "sgd"]
     distributed: bool
     overlap: bool
+    tunes: bool = False
+    """Exits alone are trained: `spec` ends where they do."""
 
     @classmethod
     def of(cls, config: Config, vocab_size: int) -> Case:
-        spec = build_spec(config, vocab_size)
-        layout = build_layout(config)
+        spec, layout, tunes = build_spec(config, vocab_size), build_layout(config), config.plan.task == "tune"
+        if tunes:
+            spec = tuned_spec(spec, config.tuning.layers or spec.exit_layers, whole=config.tuning.runs_whole_model)
         return cls(
             spec=spec,
             layout=layout,
@@ -50,15 +53,16 @@ class Case:
             optimizer=config.optimizer.name,
             distributed=config.optimizer.distributed,
             overlap=config.optimizer.overlap_grad_reduce,
+            tunes=tunes,
         )
 
     @cached_property
     def stages(self) -> list[StageSpec]:
         """Raises ScheduleError where the layers cannot be cut so."""
-        layers, count = self.spec.num_layers, self.layout.num_stages
+        layers, count = self.spec.depth or self.spec.num_layers, self.layout.num_stages
         if count > layers:
             raise ScheduleError(f"{layers} layers make no {count} stages")
-        if self.split is None and layers % count:
+        if self.split is None and layers % count and not self.tunes:
             raise ScheduleError(
                 f"{layers} layers make no {count} equal stages; parallel.layers_per_stage=balance cuts them anyway"
             )
@@ -73,7 +77,7 @@ class Case:
     def costs(self) -> Costs:
         """Of all stages, with the way between them."""
         own = [stage_costs(self.spec, self.shape, self.times, part) for part in self.stages]
-        return Costs(own, self.deferred, self.device.latency, self.device.hop(self.layout))
+        return Costs(own, self.deferred, self.device.latency, self.device.hop(self.layout), self.tunes)
 
     @property
     def exit_stages(self) -> list[int]:
@@ -95,8 +99,11 @@ class Case:
 
     def static(self, rank: int) -> StaticMemory:
         """Of one device of a pipeline rank."""
-        held = [parameters.stage(self.spec, self.stages[index], self.layout.tp) for index in self.layout.stages_of(rank)]
-        return static_memory(sum(held), self.shape.dtype, self.optimizer, self.layout.dp if self.distributed else 1)
+        spec, tp = self.spec, self.layout.tp
+        stages = [self.stages[index] for index in self.layout.stages_of(rank)]
+        held = sum(parameters.stage(spec, stage, tp) for stage in stages)
+        trained = sum(parameters.head(spec, exit_, tp) for stage in stages for exit_ in stage.exits) if self.tunes else held
+        return static_memory(held, self.shape.dtype, self.optimizer, self.layout.dp if self.distributed else 1, trained)
 
     def with_layout(self, layout: ParallelLayout, split: Split = None, recompute: Recompute | None = None) -> Case:
         """The same run, laid out otherwise."""

@@ -47,7 +47,7 @@ class Device:
     def all_reduce(self, size: float, count: int, span: int) -> float:
         """Seconds of an all-reduce of `size` bytes over `count` ranks within `span` (ring; half of it is a reduce-scatter or an
         all-gather)."""
-        if count == 1:
+        if count <= 1:
             return 0.0
         return 2 * (count - 1) * (size / count / self.bandwidth_over(span) + self.latency)
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from eellm.plan import memory
+from eellm.config.schema import Config, ScheduleConfig
+from eellm.model.spec import tied_stages
+from eellm.plan import parameters
 from eellm.plan.case import Case
 from eellm.plan.times import step_times
 from eellm.schedule.bubble_filling import Filling, bubble_filling, fill
 from eellm.schedule.costs import Costs
 from eellm.schedule.program import Program, ScheduleError
-from eellm.schedule.programs import gpipe, interleaved, one_f_one_b, zero_bubble_h1
+from eellm.schedule.programs import forward_only, gpipe, interleaved, one_f_one_b, zero_bubble_h1
 from eellm.schedule.simulate import Timeline, simulate
 
-RUNS = ("one_f_one_b", "interleaved", "gpipe", "bubble_filling")
+RUNS = ("one_f_one_b", "interleaved", "gpipe", "bubble_filling", "forward_only")
 """Schedules that the engines run; others can be simulated only."""
 
 
@@ -100,6 +102,7 @@ def program_of(case: Case, schedule: str) -> Program:
         "gpipe": lambda: gpipe(pp, microbatches),
         "one_f_one_b": lambda: one_f_one_b(pp, microbatches),
         "interleaved": lambda: interleaved(pp, microbatches, vp),
+        "forward_only": lambda: forward_only(pp, microbatches, vp),
         "zero_bubble_h1": lambda: zero_bubble_h1(pp, microbatches),
         "bubble_filling": lambda: bubble_filling(filling_of(case)),
     }
@@ -114,6 +117,25 @@ def filling_of(case: Case) -> Filling:
     return fill(case.layout.pp, case.num_microbatches, case.exit_stages, ratio, *counts)
 
 
+def chosen_schedule(config: Config) -> str:
+    """The one that a run of the config uses."""
+    if config.plan.task == "tune":
+        return "forward_only"
+    if config.schedule.name != "auto":
+        return config.schedule.name
+    return "interleaved" if config.parallel.vp > 1 else "one_f_one_b"
+
+
+def with_ratio(config: Config, vocab_size: int) -> ScheduleConfig:
+    """The schedule of a run; where it fills bubbles by a ratio that is left open, with the device profile's. Raises
+    ScheduleError where its passes are others."""
+    schedule = config.schedule
+    if schedule.name != "bubble_filling" or schedule.backward_forward_ratio is not None:
+        return schedule
+    ratio = backward_forward_ratio(Case.of(config, vocab_size).costs)
+    return schedule.model_copy(update={"backward_forward_ratio": ratio})
+
+
 def backward_forward_ratio(costs: Costs) -> float:
     """Of layers and exits over all stages; the final head is on the last, whose own bubbles nothing fills."""
     exits = [head for stage in costs.stages for head in stage.heads if head.is_exit]
@@ -125,7 +147,7 @@ def backward_forward_ratio(costs: Costs) -> float:
 def _cut_for(case: Case, schedule: str) -> Case:
     """Interleaving needs chunks, two unless told; the others take one a rank. A split that was given for other stages is left
     to equal ones."""
-    if schedule == "csv":
+    if schedule in ("csv", "forward_only"):
         return case
     chunks = max(2, case.layout.vp) if schedule == "interleaved" else 1
     if schedule == "interleaved" and case.layout.pp == 1:
@@ -147,7 +169,16 @@ def _step(case: Case) -> float:
         hidden = sum(stage.backward for stage in case.costs.stages[rank::pp]) if case.overlap else 0.0
         times = step_times(case.device, case.layout, case.static(rank), hidden, case.distributed)
         seconds.append(times.gradients + times.optimizer)
-    return max(seconds)
+    return max(seconds) + _tied(case)
+
+
+def _tied(case: Case) -> float:
+    """Gradients of the output matrix's copies, summed over the ranks that hold one."""
+    if case.tunes:
+        return 0.0
+    holders = {case.layout.pp_rank_of(stage) for stage in tied_stages(case.spec, case.stages)}
+    size = 4 * parameters.matrix(case.spec, case.layout.tp)
+    return case.device.all_reduce(size, len(holders), case.layout.world_size)
 
 
 @dataclass(frozen=True)
@@ -176,7 +207,7 @@ def stage_rows(iteration: Iteration) -> list[StageRow]:
                 index=part.index,
                 layers=part.layers,
                 exits=heads,
-                parameters=memory.parameters.stage(case.spec, part, case.layout.tp),
+                parameters=parameters.stage(case.spec, part, case.layout.tp),
                 activations=costs.kept_bytes,
                 logits=max((head.logits_bytes for head in costs.heads), default=0.0),
                 forward=costs.forward + early,

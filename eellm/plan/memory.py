@@ -64,11 +64,14 @@ class StaticMemory:
         return self.weights + self.gradients + self.optimizer
 
 
-def static_memory(count: int, dtype: str, optimizer: Literal["adam", "sgd"], sharded_over: int = 1) -> StaticMemory:
-    """Of `count` parameters. Gradients are fp32; so are optimizer states, and the weights' main copies beside half precision;
-    these are `sharded_over` ranks by the distributed optimizer."""
+def static_memory(
+    count: int, dtype: str, optimizer: Literal["adam", "sgd"], sharded_over: int = 1, trained: int | None = None
+) -> StaticMemory:
+    """Of `count` parameters, of which `trained` are (None: all). Gradients are fp32; so are optimizer states, and the weights'
+    main copies beside half precision; these are `sharded_over` ranks by the distributed optimizer."""
     states = (2 if optimizer == "adam" else 1) * _FP32 + (_FP32 if WIDTH[dtype] < _FP32 else 0)
-    return StaticMemory(count * WIDTH[dtype], count * _FP32, count * states / sharded_over)
+    trained = count if trained is None else trained
+    return StaticMemory(count * WIDTH[dtype], trained * _FP32, trained * states / sharded_over)
 
 
 def hidden_bytes(spec: ModelSpec, shape: Shape) -> int:

@@ -9,7 +9,7 @@ from eellm.config.schema import Config
 from eellm.errors import as_typed
 from eellm.plan import parameters
 from eellm.plan.case import Case
-from eellm.plan.iteration import RUNS, Iteration, iterate, stage_rows
+from eellm.plan.iteration import RUNS, Iteration, chosen_schedule, iterate, stage_rows
 from eellm.plan.search import Candidate, device_counts, nearest, ranked
 from eellm.schedule.program import Program, ScheduleError
 
@@ -98,7 +98,8 @@ def plan(config: Config, vocab_size: int, program: Program | None = None) -> Out
     case = _on(Case.of(config, vocab_size), config.plan.gpus)
     iterations: list[Iteration] = []
     refused: dict[str, str] = {}
-    for schedule in [*(["csv"] if program else []), *config.plan.schedules]:
+    trained = [*(["csv"] if program else []), *config.plan.schedules]
+    for schedule in ["forward_only"] if case.tunes else trained:
         try:
             iterations.append(iterate(case, schedule, program if schedule == "csv" else None))
         except ScheduleError as error:
@@ -131,6 +132,5 @@ def _on(case: Case, devices: int | None) -> Case:
 
 def _chosen(config: Config, iterations: list[Iteration]) -> Iteration:
     """What a run of this config would use, or else the first."""
-    auto = "interleaved" if config.parallel.vp > 1 else "one_f_one_b"
-    name = auto if config.schedule.name == "auto" else config.schedule.name
+    name = chosen_schedule(config)
     return next((iteration for iteration in iterations if iteration.schedule == name), iterations[0])

@@ -56,8 +56,9 @@ class Candidate:
 
 
 def estimate(case: Case) -> Candidate:
-    """By 1F1B or interleaved 1F1B, whichever the chunks ask for. Raises ScheduleError where there is none."""
-    schedule = "interleaved" if case.layout.vp > 1 else "one_f_one_b"
+    """By 1F1B or interleaved 1F1B, whichever the chunks ask for; tuning goes forward only. Raises ScheduleError where there is
+    none."""
+    schedule = "forward_only" if case.tunes else "interleaved" if case.layout.vp > 1 else "one_f_one_b"
     unit, count = case.layout.pp, case.num_microbatches
     if count <= (ROUNDS + 1) * unit or count % unit:
         whole = iterate(case, schedule)

@@ -205,6 +205,10 @@ def step_times(device: Device, layout: ParallelLayout, held: memory.StaticMemory
     reduced = device.all_reduce(held.gradients, layout.dp, span)
     if sharded:  # reduce-scatter of gradients, all-gather of weights
         reduced = (reduced + device.all_reduce(held.weights, layout.dp, span)) / 2
-    # states and gradients are read, states and weights written
-    moved = 2 * held.optimizer + (held.gradients + held.weights) / (layout.dp if sharded else 1)
+    moved = moved_by_the_optimizer(held, layout.dp if sharded else 1)
     return StepTimes(max(0.0, reduced - hidden), moved / device.memory_bandwidth)
+
+
+def moved_by_the_optimizer(held: memory.StaticMemory, sharded_over: int) -> float:
+    """Bytes: states and gradients are read, states and weights written."""
+    return 2 * held.optimizer + (held.gradients + held.weights) / sharded_over

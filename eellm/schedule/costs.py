@@ -47,12 +47,14 @@ class StageCosts:
 @dataclass(frozen=True)
 class Costs:
     """All stages in order. `deferred`: exits run inside the backward pass. A message takes `latency` plus its bytes over
-    `bandwidth`, and messages from one rank to another follow each other."""
+    `bandwidth`, and messages from one rank to another follow each other. `tunes`: nothing but exits learns, forward and backward
+    in a pass that goes forward only, once its hidden states have been sent on."""
 
     stages: Sequence[StageCosts]
     deferred: bool = True
     latency: float = 0.0
     bandwidth: float = math.inf
+    tunes: bool = False
 
     def without_exits(self) -> Costs:
         bare = [replace(stage, heads=tuple(head for head in stage.heads if not head.is_exit)) for stage in self.stages]
@@ -62,12 +64,14 @@ class Costs:
 @dataclass(frozen=True)
 class Pass:
     """One kind of action on one stage: its parts, each with a length, and its memory. `held_bytes` are added when it starts,
-    `freed_bytes` go when it ends, `passing_bytes` exist only in between."""
+    `freed_bytes` go when it ends, `passing_bytes` exist only in between. Of its length, `after_sending` comes when what it makes
+    is under way."""
 
     parts: tuple[tuple[str, float], ...]
     held_bytes: float = 0.0
     freed_bytes: float = 0.0
     passing_bytes: float = 0.0
+    after_sending: float = 0.0
 
     @property
     def length(self) -> float:
@@ -83,6 +87,12 @@ def forward_pass(stage: StageCosts, deferred: bool) -> Pass:
 def forward_only_pass(stage: StageCosts, with_heads: bool) -> Pass:
     heads = stage.heads if with_heads else ()
     return Pass(((LAYERS, stage.forward), *((head.name, head.forward) for head in heads)), passing_bytes=_logits(heads))
+
+
+def tuning_pass(stage: StageCosts) -> Pass:
+    heads = [(head.name, head.forward + head.backward) for head in stage.heads]
+    passing = max((head.logits_bytes + head.kept_bytes for head in stage.heads), default=0.0)
+    return Pass(((LAYERS, stage.forward), *heads), passing_bytes=passing, after_sending=sum(length for _, length in heads))
 
 
 def backward_pass(stage: StageCosts, deferred: bool, split: bool) -> Pass:

@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
-from eellm.schedule.costs import Costs, Pass, backward_pass, forward_only_pass, forward_pass, weight_pass
+from eellm.schedule.costs import Costs, Pass, backward_pass, forward_only_pass, forward_pass, tuning_pass, weight_pass
 from eellm.schedule.program import FORWARDS, Action, Kind, Program, ScheduleError, work_number
 
 TOLERANCE = 1e-9
@@ -137,7 +137,7 @@ class _Simulation:
             boxes.append(Box(rank, stage, action, start, end, memory, held, done.parts))
             if makes >= 0:
                 channel, transfer, latency = self.travel[2 * stage + makes % 2]
-                sent = channel_free[channel] = max(end, channel_free[channel]) + transfer
+                sent = channel_free[channel] = max(end - done.after_sending, channel_free[channel]) + transfer
                 arrivals[makes] = sent + latency
                 if makes in self.waiting:
                     ready.append(self.waiting.pop(makes))
@@ -160,7 +160,7 @@ def _work(program: Program, costs: Costs) -> list[tuple[Pass, float]]:
         for split in (False, True):
             for kind, work in (
                 (Kind.FORWARD, forward_pass(stage, costs.deferred)),
-                (Kind.FORWARD_ONLY, forward_only_pass(stage, with_heads=not trains)),
+                (Kind.FORWARD_ONLY, tuning_pass(stage) if costs.tunes else forward_only_pass(stage, with_heads=not trains)),
                 (Kind.BACKWARD, backward_pass(stage, costs.deferred, split)),
                 (Kind.WEIGHT, weight_pass(stage, costs.deferred)),
             ):

@@ -1,20 +1,23 @@
 """`task=benchmark`: what exits cost in training and gain in decoding, as ratios measured side by side in one run; writes
-benchmark.csv, and for decoding speed_quality.csv with its figures."""
+benchmark.csv, for decoding speed_quality.csv with its figures, for the planner device_profile.yaml."""
 
 from __future__ import annotations
 
 import sys
 
 import torch
+import yaml
 
 from eellm.benchmark.figure import Figure, layout_name
 from eellm.benchmark.speed_quality import speed_against_quality
+from eellm.config.measured_profile import FILE
 from eellm.config.schema import Config, DecodingMode, ExitPolicyConfig
 from eellm.data.corpus import Corpus
 from eellm.data.tokenizer_files import configured_vocab_size
 from eellm.decoding.policy import build_policy
 from eellm.decoding.setting import swept
 from eellm.engine.chunks import ChunkOptions, build_chunks
+from eellm.errors import writing
 from eellm.mcore.groups import Groups
 from eellm.metrics.tables import TableRow
 from eellm.model.spec import ModelSpec
@@ -22,6 +25,7 @@ from eellm.model.stage import Stage
 from eellm.tasks import evaluate
 from eellm.tasks.comparison import NUM_PROMPTS, PROMPT_TOKENS, held_out_prompts
 from eellm.tasks.context import TaskContext
+from eellm.tasks.plan import own_program
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
 from eellm.tasks.trained import load_trained, trained_tokenizer
 
@@ -46,6 +50,8 @@ def run(context: TaskContext) -> dict[str, float]:
                     recorder.table("speed_quality", rows)
             elif config.benchmark.name == "tuning":
                 figures = measured_tuning(config, plan, groups)
+            elif config.benchmark.name == "planner":
+                figures = predicted_and_measured(context, plan, groups)
             else:
                 figures = measured_training(config, plan, groups)
         name = layout_name(plan.layout)
@@ -70,6 +76,18 @@ def measured_training(config: Config, plan: Plan, groups: Groups) -> list[Figure
     from eellm.benchmark.variants import build_variants
 
     return training_figures(build_variants(config, plan.spec, plan.stages, groups), config.benchmark)
+
+
+def predicted_and_measured(context: TaskContext, plan: Plan, groups: Groups) -> list[Figure]:
+    """Writes the profile that the prediction is made of."""
+    from eellm.benchmark.planner import build_training, compared
+
+    config = context.config
+    figures, profile = compared(config, build_training(config, plan.spec, plan.stages, groups), own_program(config))
+    if groups.is_main:
+        with writing(context.run_dir / FILE):
+            (context.run_dir / FILE).write_text(yaml.safe_dump(profile.model_dump(exclude={"path"}), sort_keys=False))
+    return figures
 
 
 def measured_tuning(config: Config, plan: Plan, groups: Groups) -> list[Figure]:

@@ -28,6 +28,7 @@ from eellm.metrics.recorder import Recorder
 from eellm.metrics.speed import Speedometer, peak_memory_gb
 from eellm.model.objective import HeadWeights, ObjectiveOptions, head_weights
 from eellm.model.spec import ModelSpec, StageSpec
+from eellm.plan.iteration import with_ratio
 from eellm.train.lr_schedule import learning_rate
 from eellm.train.nonfinite import NonFiniteSteps
 
@@ -94,7 +95,7 @@ class EarlyExitModule(LightningModule):
     def _build_engine(self) -> TrainingEngine:
         config = self.run_config
         options = ObjectiveOptions(config.exits.deferred, config.trainer.loss_chunk)
-        return training_engine(config.schedule, self.chunks, options)
+        return training_engine(with_ratio(config, self.spec.vocab_size), self.chunks, options)
 
     def _build_optimizer(self) -> MegatronOptimizer:
         config = self.run_config

@@ -42,7 +42,7 @@ def exits_lie_in_the_model(model: ModelConfig, exits: ExitsConfig) -> Problems:
 
 
 def a_benchmark_has_exits_to_measure(task: TaskConfig, benchmark: BenchmarkConfig, exits: ExitsConfig) -> Problems:
-    if task.name == "benchmark" and benchmark.name != "decoding" and not exits.layers:
+    if task.name == "benchmark" and benchmark.name in ("training", "tuning") and not exits.layers:
         reason = f"task=benchmark benchmark={benchmark.name} measures what exits cost"
         yield Problem("exits.layers", [], reason, "exits=custom")
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from eellm.config.planning import PlanConfig
-from eellm.config.request import Request
-from eellm.config.schema import DataConfig, ParallelConfig, ScheduleConfig, TaskConfig
+from eellm.config.planning import DeviceProfileConfig, PlanConfig
+from eellm.config.request import Request, typed_value
+from eellm.config.schema import Config, DataConfig, ExitsConfig, ParallelConfig, ScheduleConfig, TaskConfig
 from eellm.errors import Problem
+from eellm.plan.case import Case
+from eellm.plan.times import loads_of
 from eellm.schedule.csv_file import read_csv
 from eellm.schedule.invariants import checked
 from eellm.schedule.program import Kind, ScheduleError
@@ -66,8 +69,37 @@ def devices_are_counted_once(task: TaskConfig, plan: PlanConfig, parallel: Paral
         yield Problem("task.name", task.name, f"it runs in one process, and {request.world_size} are started", fix)
 
 
+def the_device_profile_decides_something(
+    task: TaskConfig, parallel: ParallelConfig, exits: ExitsConfig, schedule: ScheduleConfig, request: Request
+) -> Problems:
+    """task=plan always reads it."""
+    asked = "balance" in (parallel.layers_per_stage, exits.boundary) or schedule.backward_forward_ratio is None
+    for override in request.parsed if task.name != "plan" and not asked else ():
+        if override.group == "device_profile":
+            reason = f"task={task.name} reads it where something is left to it"
+            fix = "parallel.layers_per_stage=balance, exits.boundary=balance, schedule.backward_forward_ratio=null, or task=plan"
+            yield Problem(override.key, typed_value(override), reason, fix)
+
+
+def the_measured_passes_are_the_runs(groups: dict[str, Any], device_profile: DeviceProfileConfig) -> Problems:
+    if device_profile.timed is None or set(groups) != set(Config.model_fields):
+        return
+    config = Config(**groups)
+    vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
+    if vocab_size is None:
+        return
+    try:
+        case = Case.of(config, vocab_size)
+        loads_of(case.spec, case.times)
+    except ScheduleError as error:
+        fix = "measure anew, task=benchmark benchmark=planner with this model, these exits and this micro-batch"
+        yield Problem("device_profile.path", device_profile.path, str(error), fix)
+
+
 RULES: list[Callable[..., Problems]] = [
     program_keeps_the_invariants,
     plan_has_something_to_plan,
     devices_are_counted_once,
+    the_device_profile_decides_something,
+    the_measured_passes_are_the_runs,
 ]

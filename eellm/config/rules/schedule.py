@@ -38,7 +38,10 @@ def fillers_leave_whole_microbatches(
     """Bubble filling has bubbles that a microbatch fits into, and fills them with fewer microbatches than there are."""
     if schedule.name != "bubble_filling" or task.name not in ("train", "quickstart"):
         return
-    most, ratio = most_fillers(parallel.pp, schedule.backward_forward_ratio), schedule.backward_forward_ratio
+    ratio = schedule.backward_forward_ratio
+    if ratio is None:  # the device profile's, which the model decides: the engine says what is wrong
+        return
+    most = most_fillers(parallel.pp, ratio)
     if most == 0:
         reason = f"no microbatch fits into the bubbles of {parallel.pp} stages with schedule.backward_forward_ratio={ratio:g}"
         yield Problem("schedule.name", schedule.name, reason, "more stages (parallel.pp=4), or schedule=auto")
