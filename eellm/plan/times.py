@@ -25,8 +25,8 @@ Split = list[int] | Literal["balance"] | None
 
 _MOVED = 2
 """A kept activation is written once and read once in a forward pass, and twice that in a backward pass."""
-_ELSEWHERE = ("num_layers", "exits", "depth", "exit_init", "init_std", "fused_norm")
-"""What passes do not depend on, or what they say themselves."""
+_ELSEWHERE = ("num_layers", "exits", "depth", "exit_init", "init_std", "tie_embeddings", "vocab_size", "fused_norm")
+"""What passes do not depend on, or what they say themselves; of the vocabulary, the padded one counts."""
 
 
 class Times(Protocol):

@@ -6,10 +6,8 @@ Prints a table per section. On the CPU it shows that the script runs, with less 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -28,45 +26,12 @@ from eellm.model.context import AttentionMask
 from eellm.model.spec import ExitSpec, ModelSpec, build_spec, plan_stages, tied_stages, tuned_spec
 from eellm.model.stage import Stage
 from eellm.tasks.session import Plan
+from tests.gpu.executor import executor
 from tests.gpu.stages import groups_on, stage_on
+from tests.gpu.timing import SCALES, Scale, seconds, table
+from tests.gpu.training import training
 
 PROMPT = list(range(1, 33))
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much to do: `layers` and `width` of the model, tokens to decode, tokens of whole sequences, repetitions."""
-
-    layers: int
-    width: int
-    tokens: int
-    sequence: int
-    repeats: int
-
-
-SCALES = {"cuda": Scale(24, 1024, 128, 4096, 5), "cpu": Scale(4, 64, 8, 64, 2)}
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
-
-
-def now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def seconds(device: torch.device, work: Callable[[], object], repeats: int) -> float:
-    """Median over repetitions, after one that warms up."""
-    times = []
-    for _ in range(repeats + 1):
-        started = now(device)
-        work()
-        times.append(now(device) - started)
-    return statistics.median(times[1:])
 
 
 def decoding(device: torch.device, scale: Scale) -> None:
@@ -196,7 +161,7 @@ def _learned(source: str, tuned: Tuning, config: Config) -> list[list[str]]:
     return [[source, name, f"{losses[0][name]:.4f}", f"{losses[-1][name]:.4f}"] for name in exits]
 
 
-SECTIONS = {"decoding": decoding, "attention": attention, "tuning": tuning}
+SECTIONS = {"decoding": decoding, "attention": attention, "tuning": tuning, "training": training, "executor": executor}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
