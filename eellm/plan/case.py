@@ -77,6 +77,8 @@ class Case:
     def costs(self) -> Costs:
         """Of all stages, with the way between them."""
         own = [stage_costs(self.spec, self.shape, self.times, part) for part in self.stages]
+        if self.tunes:  # nothing below an exit is back-propagated, or kept
+            own = [replace(stage, backward=0.0, weight=0.0, kept_bytes=0.0, working_bytes=0.0) for stage in own]
         return Costs(own, self.deferred, self.device.latency, self.device.hop(self.layout), self.tunes)
 
     @property

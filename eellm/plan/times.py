@@ -140,10 +140,11 @@ class ModelledTimes:
 
 
 def loads_of(spec: ModelSpec, times: Times) -> Loads:
-    """Forward and backward, in seconds."""
+    """Forward and backward, in seconds; of layers that end where exits are tuned, forward."""
     exits = {exit_.layer: sum(times.head(exit_)) for exit_ in spec.exits}
     final = sum(times.head(None)) if spec.has_final_head else 0.0
-    return Loads(sum(times.layer), exits, final, sum(times.embedding))
+    passes = 1 if spec.depth is not None else 2
+    return Loads(sum(times.layer[:passes]), exits, final, sum(times.embedding[:passes]))
 
 
 def cut(spec: ModelSpec, layout: ParallelLayout, split: Split, boundary: str, shape: Shape, device: Device) -> list[StageSpec]:
