@@ -16,6 +16,7 @@ from eellm.model.spec import build_layout, build_spec, plan_stages
 from eellm.tasks.session import Plan
 from tests.conf_files import CONF, RUN, OptionFile, flattened, option_files, overrides_of
 from tests.conftest import save_run
+from tests.plan.profiles import profile_in
 
 FILES = option_files()
 OPTIONS = [file for file in FILES if file.group and not file.group.startswith("hydra")]
@@ -98,6 +99,8 @@ def runnable(overrides: list[str], run: Path, files: Path) -> list[str]:
         "multirun/exit_weights": str(run),
         "=README.md": f"={CONF.parent / 'conf' / 'config.yaml'}",
     }
+    if any("outputs/benchmark/default/<time>" in override for override in overrides):
+        names["device_profile.path=outputs/benchmark/default/<time>"] = profile_in(files)
     (files / "program.csv").write_text("F0,F1,B0,F2,B1,F3,B2,B3\nF0,B0,F1,B1,F2,B2,F3,B3\n")
     named_files = ("corpus.jsonl", "chats.jsonl", "prose.txt", "tokenizer.json", "corpus_text_document", "program.csv")
     names |= {f"={name}": f"={files / name}" for name in named_files}

@@ -13,6 +13,8 @@ import pytest
 
 from eellm.config.compose import compose
 from eellm.errors import ConfigError
+from eellm.plan.case import Case
+from eellm.plan.iteration import iterate
 from eellm.tasks import benchmark
 from tests.benchmark.models import TINY
 from tests.tasks.test_tasks import command
@@ -45,6 +47,23 @@ def test_two_pairs_end_to_end(layout: str, tmp_path: Path) -> None:
     assert metrics == {f"benchmark/{name}": pytest.approx(float(row["value"])) for name, row in rows.items()}
     assert max(map(len, printed.splitlines()[:-1])) <= 100
     assert re.search(r"difference / exits alone .* ≤ 1\.050 +(yes|no)", printed)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_what_the_planner_predicted_is_what_task_plan_says(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    tiny = [override for override in TINY if override not in ("task=benchmark", "device=cpu")]
+    printed = command(*TINY, "benchmark=planner", "parallel=pp2", "benchmark.pairs=2", f"hydra.run.dir={run}").stdout
+    with (run / "benchmark.csv").open() as file:
+        rows = {row["name"]: float(row["value"]) for row in csv.DictReader(file)}
+    config = compose(["task=plan", *tiny, "parallel=pp2", "device_profile=measured", f"device_profile.path={run}"])
+    assert iterate(Case.of(config, 1000), "one_f_one_b").time == pytest.approx(rows["plan/step"])
+    timed = config.device_profile.timed
+    assert timed is not None
+    assert timed.layer == pytest.approx([rows["pass/layer_forward"], rows["pass/layer_backward"]])
+    assert timed.heads["norm"] == pytest.approx([rows["pass/norm_forward"], rows["pass/norm_backward"]])
+    assert re.search(r"predicted / measured - 1.* ≤ 0\.150 +(yes|no)", printed)
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def slept(rank: int, program: Program, filling: Filling | None, costs: Costs, re
     stages = [SleepingStage(index, index == program.num_stages - 1, cost, costs.deferred) for index, cost in own]
     config = SimpleNamespace(sequence_parallel=False, params_dtype=torch.float32, finalize_model_grads_func=lambda *_: None)
     spec = SimpleNamespace(hidden_size=WIDTH, heads=["final"], exits=())
-    plan = [None] * program.num_stages
+    plan = [SimpleNamespace(index=index, exits=()) for index in range(program.num_stages)]
     chunks = SimpleNamespace(spec=spec, plan=plan, groups=groups, config=config, stages=stages, wrapped=stages)
     engine = ProgramEngine(chunks, ObjectiveOptions(), lambda _: schedule)  # type: ignore[arg-type]
     tokens = torch.zeros(program.num_microbatches, 1, SEQUENCE, dtype=torch.long)

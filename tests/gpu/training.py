@@ -80,15 +80,17 @@ def training(device: torch.device, scale: Scale) -> None:
     init_process_group(device, alone=True)
     try:
         groups = init_groups(ParallelLayout(), device, [0])
-        rows = []
+        rows: list[list[str]] = []
+        missing: list[str] = []
         for kernel in ("sdpa", "flash_attn"):
             try:
                 rows += timed_rows(replace(spec, attention=kernel), groups, (micro_batch, sequence), scale.repeats)
             except MissingExtra as error:
-                rows.append([kernel, "-", f"not here: {error}", *["-"] * 4])
+                missing.append(f"{kernel}: not here, {error}")
         layers = f"{spec.num_layers} layers of width {spec.hidden_size}"
         print(f"\ntraining, bf16: the second of 4 stages of {layers}, {micro_batch} x {sequence} tokens")
         table(["kernel", "exits", "ms", "TFLOP/s", "time, ratio", "FLOPs, ratio", "peak MB"], rows)
+        print(*missing, sep="\n")
         memory_table(OneStage.build(spec, groups, micro_batch, sequence))
     finally:
         destroy_groups()
@@ -103,7 +105,7 @@ def timed_rows(spec: ModelSpec, groups: Groups, shape: tuple[int, int], repeats:
         took, flops = seconds(groups.device, one.step, repeats), stage_flops(one.stage, shape[0] * shape[1], shape[1])
         first = first or (took, flops)
         ratios = [f"{took / first[0]:.3f}", f"{flops / first[1]:.3f}"]
-        rate, peak = f"{flops / took / 1e12:.3f}", f"{peak_bytes(one.step) / 1e6:.1f}"
+        rate, peak = f"{flops / took / 1e12:.3g}", f"{peak_bytes(one.step) / 1e6:.1f}"
         rows.append([spec.attention, str(len(one.stage.stage_spec.exits)), f"{took * 1e3:.2f}", rate, *ratios, peak])
     return rows
 
