@@ -12,7 +12,7 @@ from eellm.schedule.program import COMMUNICATION, FORWARDS, Action, Program
 from eellm.schedule.simulate import Box, Timeline
 
 NOTHING = 0.01
-"""Share of a pass below which a head did not compute anything in it: a deferred exit goes by in the forward pass."""
+"""Share of a pass that is no box of its own: a deferred exit goes by in the forward pass, and a pass ends after its layers."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,18 @@ def _box(program: Program, rank: int, event: Recorded, zero: float) -> Box:
 
 
 def _parts(event: Recorded) -> tuple[tuple[str, float], ...]:
-    """Those of the event, the embedding counted among the layers; heads that do nothing in this pass are left out."""
+    """Those of the event, the embedding counted among the layers; what takes next to nothing goes with what is beside it."""
     parts: list[tuple[str, float]] = []
-    for name, length in event.parts or ((LAYERS, event.end - event.begin),):
-        name = name if _is_head(name) and length > NOTHING * (event.end - event.begin) else LAYERS
-        before = parts.pop()[1] if parts and parts[-1][0] == name else 0.0
-        parts.append((name, before + length))
+    carried, whole = 0.0, event.end - event.begin
+    for name, length in event.parts or ((LAYERS, whole),):
+        name = name if _is_head(name) else LAYERS
+        if length <= NOTHING * whole and not parts:
+            carried += length
+        elif parts and (length <= NOTHING * whole or parts[-1][0] == name):
+            parts[-1] = parts[-1][0], parts[-1][1] + length
+        else:
+            parts.append((name, length + carried))
+            carried = 0.0
     return tuple(parts)
 
 

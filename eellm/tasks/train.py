@@ -11,6 +11,7 @@ from eellm.data.corpus import Corpus, prepare_corpus
 from eellm.metrics.names import STEP, TIME
 from eellm.metrics.recorder import Recorder
 from eellm.metrics.rows import read_rows, rows_until
+from eellm.plan.iteration import chosen_schedule
 from eellm.rundir import step_of, whole_checkpoint
 from eellm.tasks.context import TaskContext
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
@@ -31,7 +32,7 @@ def run(context: TaskContext) -> dict[str, float]:
         if context.config.debug.timeline and is_main_rank():
             from eellm.report.gantt_page import draw_recorded
 
-            page, image = draw_recorded(context.run.timeline, context.config.schedule.name)
+            page, image = draw_recorded(context.run.timeline, chosen_schedule(context.config))
             recorder.html("timeline", page.read_text(encoding="utf-8"))
             recorder.image("timeline", image)
     return final

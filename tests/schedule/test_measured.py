@@ -39,3 +39,23 @@ def test_a_simulation_comes_back(name: str) -> None:
     assert [stage.forward for stage in costs.stages] == pytest.approx([stage.forward for stage in stages])
     assert [stage.backward for stage in costs.stages] == pytest.approx([stage.backward for stage in stages])
     assert simulate(measured.program, costs).time == pytest.approx(simulated.time)
+
+
+def test_heads_are_boxes_and_what_takes_no_time_is_none() -> None:
+    """The embedding counts as layers; a deferred exit's forward pass and the end of a pass disappear, the times do not."""
+    program = one_f_one_b(1, 1)
+    forward = (("embedding", 1.0), ("layers", 4.0), ("exit_02", 0.01), ("layers", 3.0), ("final", 2.0), ("layers", 0.02))
+    backward = (("layers", 0.03), ("final", 1.0), ("layers", 6.0), ("exit_02", 5.0), ("layers", 7.0), ("embedding", 1.0))
+    passes = ((Kind.FORWARD, forward, 0.0), (Kind.BACKWARD, backward, 20.0))
+    events = [Recorded(Action(kind, 0), begin, begin + sum(x for _, x in parts), parts) for kind, parts, begin in passes]
+    timeline = measured_timeline(program, [events])
+    there, back = (dict(enumerate(box.parts)) for box in timeline.ranks[0])
+    assert there == {0: ("layers", pytest.approx(8.01)), 1: ("final", pytest.approx(2.02))}
+    assert back == {
+        0: ("final", pytest.approx(1.03)), 1: ("layers", 6.0), 2: ("exit_02", 5.0), 3: ("layers", pytest.approx(8.0))
+    }  # fmt: skip
+    (stage,) = measured_costs(timeline).stages
+    assert (stage.forward, stage.backward) == (pytest.approx(8.01), pytest.approx(14.0))
+    assert {head.name: (head.is_exit, head.backward) for head in stage.heads} == {
+        "exit_02": (True, 5.0), "final": (False, pytest.approx(1.03))
+    }  # fmt: skip
