@@ -126,6 +126,7 @@ class _Step:
             for action in self.actions:
                 if action == last.get(action.chunk):
                     unreduced[action.chunk].close()  # gradients of this pass are the last ones: they may be reduced
+                self.messages.wait_for_input(action)
                 with nullcontext() if self.watch is None else self.watch.timed(action):
                     self._do(action)
         self.messages.finish()

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from eellm.mcore.groups import Groups
 from eellm.schedule.invariants import matching_receive, sender_of
-from eellm.schedule.program import FORWARDS, RECEIVES, Action, Kind, Program
+from eellm.schedule.program import COMMUNICATION, FORWARDS, RECEIVES, Action, Kind, Program
 
 AHEAD = 2
 """Receives that wait for their messages before it is their turn, where the transport allows it: sends then need not wait."""
@@ -24,6 +24,7 @@ class Messages:
     def __init__(self, program: Program, groups: Groups, shape: tuple[int, ...], dtype: torch.dtype):
         self.program, self.groups, self.shape, self.dtype = program, groups, shape, dtype
         self.rank = groups.pp_rank
+        self._reached = self._expected = 0
         self._to_receive = deque(action for action in program.ranks[self.rank] if action.kind in RECEIVES)
         self._under_way: dict[Action, tuple[torch.Tensor, dist.Work]] = {}
         self._arrived: dict[Action, torch.Tensor] = {}
@@ -36,15 +37,21 @@ class Messages:
         return torch.empty(self.shape, dtype=self.dtype, device=self.groups.device)
 
     def receive(self, action: Action) -> None:
-        """Wait for a message."""
-        self._listen(self._ahead + (action not in self._under_way))
-        tensor, work = self._under_way.pop(action)
-        work.wait()
-        self._arrived[action] = tensor
+        """Be ready for a message. It may come later: who needs it waits, so that a rank computes on meanwhile."""
+        self._reached += 1
+        self._listen()
+
+    def wait_for_input(self, action: Action) -> None:
+        """Return when what a pass takes in is there, if it comes from another rank."""
+        expected = action._replace(kind=Kind.RECV_FORWARD if action.kind in FORWARDS else Kind.RECV_BACKWARD)
+        if action.kind not in COMMUNICATION and expected in self._under_way:
+            tensor, work = self._under_way.pop(expected)
+            work.wait()
+            self._arrived[expected] = tensor
 
     def send(self, action: Action) -> None:
         """Hand on what has been made; returns before it has arrived."""
-        self._listen(self._ahead)
+        self._listen()
         tensor = self._made.pop(action)
         work = dist.isend(tensor, group=self.groups.pp, group_dst=matching_receive(self.program, self.rank, action)[1])
         assert work is not None
@@ -73,12 +80,13 @@ class Messages:
         left = [*self._to_receive, *self._under_way, *self._arrived, *self._made]
         assert not left, f"never used: {', '.join(map(str, left))}"
 
-    def _listen(self, most: int) -> None:
-        """Be ready for the next messages, in the program's order, until `most` are expected."""
-        while self._to_receive and len(self._under_way) < most:
+    def _listen(self) -> None:
+        """Expect, in the program's order, the messages that it has come to, and some ahead."""
+        while self._to_receive and self._expected < self._reached + self._ahead:
             action = self._to_receive.popleft()
             tensor = self.empty()
             source = sender_of(self.program, self.rank, action)
             work = dist.irecv(tensor, group=self.groups.pp, group_src=source)
             assert work is not None
             self._under_way[action] = tensor, work
+            self._expected += 1

@@ -45,10 +45,12 @@ def test_stages_are_balanced_by_it(tmp_path: Path) -> None:
 
 def test_bubbles_are_filled_by_its_ratio(tmp_path: Path) -> None:
     """Deferred exits count as backward: r = (8 x 2 + .5 + 3.5) / (8 + .25), of which three bubbles hold 2 microbatches."""
-    overrides = (*RUN, "schedule=bubble_filling", "schedule.backward_forward_ratio=null", "parallel.pp=4", "exits.layers=[2]")
-    config = measured(tmp_path, *overrides)
+    overrides = ("schedule=bubble_filling", "schedule.backward_forward_ratio=null", "parallel.pp=4", "exits.layers=[2]")
+    config = measured(tmp_path, *RUN[:-1], "data.global_batch_size=64", *overrides)
     assert with_ratio(config, VOCAB).backward_forward_ratio == pytest.approx(20 / 8.25)
-    given = compose([*RUN, "schedule=bubble_filling", "parallel.pp=4", "data.global_batch_size=64"])
+    with pytest.raises(ConfigError, match=r"global_batch_size=16: makes 4 microbatches, of which 4 would fill bubbles"):
+        measured(tmp_path, *RUN, *overrides)
+    given = compose([*RUN[:-1], "schedule=bubble_filling", "parallel.pp=4", "data.global_batch_size=64"])
     assert with_ratio(given, VOCAB).backward_forward_ratio == 2.0
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
 
 from eellm.config.request import Request
-from eellm.config.schema import DataConfig, DebugConfig, ParallelConfig, ScheduleConfig, TaskConfig
+from eellm.config.schema import Config, DataConfig, DebugConfig, ParallelConfig, ScheduleConfig, TaskConfig
 from eellm.errors import Problem
+from eellm.plan.iteration import with_ratio
 from eellm.schedule.bubble_filling import most_fillers
+from eellm.schedule.program import ScheduleError
 
 Problems = Iterator[Problem]
 
@@ -33,17 +37,22 @@ def engine_runs_the_schedule(schedule: ScheduleConfig) -> Problems:
 
 
 def fillers_leave_whole_microbatches(
-    task: TaskConfig, schedule: ScheduleConfig, parallel: ParallelConfig, data: DataConfig, request: Request
+    groups: dict[str, Any],
+    task: TaskConfig,
+    schedule: ScheduleConfig,
+    parallel: ParallelConfig,
+    data: DataConfig,
+    request: Request,
 ) -> Problems:
     """Bubble filling has bubbles that a microbatch fits into, and fills them with fewer microbatches than there are."""
     if schedule.name != "bubble_filling" or task.name not in ("train", "quickstart"):
         return
-    ratio = schedule.backward_forward_ratio
-    if ratio is None:  # the device profile's, which the model decides: the engine says what is wrong
+    ratio = schedule.backward_forward_ratio or _profiles_ratio(groups)
+    if ratio is None:
         return
     most = most_fillers(parallel.pp, ratio)
     if most == 0:
-        reason = f"no microbatch fits into the bubbles of {parallel.pp} stages with schedule.backward_forward_ratio={ratio:g}"
+        reason = f"no microbatch fits into the bubbles of {parallel.pp} stages with schedule.backward_forward_ratio={ratio:.3g}"
         yield Problem("schedule.name", schedule.name, reason, "more stages (parallel.pp=4), or schedule=auto")
         return
     dp = request.data_parallel(parallel)
@@ -59,6 +68,17 @@ def fillers_leave_whole_microbatches(
             reason = f"makes {size // unit} microbatches, of which {fillers} would fill bubbles and none would be whole"
             fix = f"{path}={(fillers + 1) * unit} or more, or smaller schedule.part_one and part_two"
             yield Problem(path, size, reason, fix)
+
+
+def _profiles_ratio(groups: dict[str, Any]) -> float | None:
+    """Where all of the config is right, and the profile has its passes; both are said elsewhere."""
+    config = Config(**groups) if set(groups) == set(Config.model_fields) else None
+    vocab_size = None if config is None else config.model.vocab_size or config.tokenizer.vocab_size
+    if config is None or vocab_size is None:
+        return None
+    with suppress(ScheduleError):
+        return with_ratio(config, vocab_size).backward_forward_ratio
+    return None
 
 
 def timeline_is_the_executors(task: TaskConfig, schedule: ScheduleConfig, debug: DebugConfig) -> Problems:
