@@ -59,7 +59,7 @@ class Case:
     @cached_property
     def stages(self) -> list[StageSpec]:
         """Raises ScheduleError where the layers cannot be cut so."""
-        layers, count = self.spec.depth or self.spec.num_layers, self.layout.num_stages
+        layers, count = self.spec.built_layers, self.layout.num_stages
         if count > layers:
             raise ScheduleError(f"{layers} layers make no {count} stages")
         if self.split is None and layers % count and not self.tunes:

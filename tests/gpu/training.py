@@ -12,14 +12,14 @@ from eellm.data.batch import Microbatch
 from eellm.errors import MissingExtra
 from eellm.layout import ParallelLayout
 from eellm.mcore.cpu import cpu_stand_ins
-from eellm.mcore.groups import Groups, destroy_groups, init_groups, init_process_group
+from eellm.mcore.groups import Groups
 from eellm.mcore.parts import transformer_config
 from eellm.metrics.flops import BACKWARD, head_flops, layer_flops
 from eellm.model.initialise import initialise
 from eellm.model.objective import HeadWeights, LossSums, Objective, ObjectiveOptions
 from eellm.model.spec import ExitSpec, ModelSpec, build_spec, plan_stages
 from eellm.model.stage import Stage
-from tests.gpu.stages import SEED
+from tests.gpu.stages import SEED, groups_on
 from tests.gpu.timing import Scale, seconds, table
 
 LAYOUT = ParallelLayout(pp=4)
@@ -77,9 +77,7 @@ def training(device: torch.device, scale: Scale) -> None:
         exits, heads = (ExitSpec(scale.layers // 2),), scale.width // 32
         spec = ModelSpec(scale.layers, scale.width, heads, heads, 32, 3 * scale.width, 1000, 1024, scale.sequence, exits)
         micro_batch, sequence = 2, scale.sequence
-    init_process_group(device, alone=True)
-    try:
-        groups = init_groups(ParallelLayout(), device, [0])
+    with groups_on(device, ParallelLayout(), [0]) as groups:
         rows: list[list[str]] = []
         missing: list[str] = []
         for kernel in ("sdpa", "flash_attn"):
@@ -92,8 +90,6 @@ def training(device: torch.device, scale: Scale) -> None:
         table(["kernel", "exits", "ms", "TFLOP/s", "time, ratio", "FLOPs, ratio", "peak MB"], rows)
         print(*missing, sep="\n")
         memory_table(OneStage.build(spec, groups, micro_batch, sequence))
-    finally:
-        destroy_groups()
 
 
 def timed_rows(spec: ModelSpec, groups: Groups, shape: tuple[int, int], repeats: int) -> list[list[str]]:
