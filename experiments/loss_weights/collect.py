@@ -17,7 +17,8 @@ BASELINE = "constant 0.5"
 
 
 def main(folders: list[str]) -> None:
-    heads = exit_table(load_runs(folders))
+    runs = load_runs(folders)
+    heads = exit_table(runs[runs["status"] == "done"])
     heads["setting"] = heads["loss_weights.kind"] + " " + heads["loss_weights.values"].astype(str)
     losses = spread(heads, ["head", "loss_weights.kind", "loss_weights.values", "setting"], "loss")
     compared = [within_noise(rows, "setting", "loss", BASELINE).assign(head=head) for head, rows in heads.groupby("head")]
