@@ -25,19 +25,25 @@ def main(folders: list[str]) -> None:
     table = losses.merge(pd.concat(compared).drop(columns="n"), on=["head", "setting"], how="left")
     table.drop(columns="setting").round(4).to_csv(HERE / "loss_weights.csv", index=False)
 
+    drawn = losses[losses["n"] > 1]  # one seed is no result
+    sizes = drawn[drawn["loss_weights.kind"] == "constant"].sort_values("loss_weights.values")
+    schedules = drawn[drawn["loss_weights.values"] == 0.5]
+    kinds = [kind for kind in KINDS if kind in set(schedules["loss_weights.kind"])]
+
     def size_panel(axes, ink) -> None:
-        mean_curves(axes, ink, losses[losses["loss_weights.kind"] == "constant"], "loss_weights.values", "head", HEADS)
+        mean_curves(axes, ink, sizes, "loss_weights.values", "head", HEADS)
         axes.set_xlabel("weight of each exit")
         axes.set_ylabel("held-out loss (nats)")
 
     def kind_panel(axes, ink) -> None:
-        half = losses[losses["loss_weights.values"] == 0.5]
-        places = half["loss_weights.kind"].map({kind: place for place, kind in enumerate(KINDS)})
-        mean_curves(axes, ink, half.assign(place=places).sort_values("place"), "place", "head", HEADS)
-        axes.set_xticks(range(len(KINDS)), [kind.replace("_", "\n") for kind in KINDS], fontsize=7)
+        places = schedules["loss_weights.kind"].map({kind: place for place, kind in enumerate(kinds)})
+        mean_curves(axes, ink, schedules.assign(place=places).sort_values("place"), "place", "head", HEADS)
+        axes.set_xticks(range(len(kinds)), [kind.replace("_", "\n") for kind in kinds], fontsize=7)
         axes.set_xlabel("schedule of the weight 0.5")
+        axes.set_ylabel("held-out loss (nats)")
 
-    save_panels(HERE / "loss_weights.png", size_panel, kind_panel)
+    panels = [size_panel] if sizes["loss_weights.values"].nunique() > 1 else []
+    save_panels(HERE / "loss_weights.png", *panels, kind_panel)
 
 
 if __name__ == "__main__":
