@@ -50,7 +50,7 @@ class Messages:
             self._arrived[expected] = tensor
 
     def send(self, action: Action) -> None:
-        """Hand on what has been made; returns before it has arrived."""
+        """Hand on what has been made; returns before it has arrived, where not too much is on its way already."""
         self._listen()
         tensor = self._made.pop(action)
         work = dist.isend(tensor, group=self.groups.pp, group_dst=matching_receive(self.program, self.rank, action)[1])
@@ -58,6 +58,10 @@ class Messages:
         self._sending.append((tensor, work))
         while self._sending and self._sending[0][1].is_completed():
             self._sending.popleft()
+        # gloo says that a message has gone only to who waits for it. A valid program hangs not even where every send waits for
+        # its receive, so waiting for old ones is safe, and rarely long: a rank is seldom more than the pipeline's depth ahead
+        while len(self._sending) > self.groups.layout.pp:
+            self._sending.popleft()[1].wait()
 
     def hidden(self, action: Action) -> torch.Tensor | None:
         """What a forward pass takes in; None on the first stage."""

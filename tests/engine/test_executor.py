@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 
+from eellm.benchmark.live_memory import peak_bytes
+from eellm.engine.executor import ProgramEngine
+from eellm.engine.schedules import schedule_of
 from eellm.mcore.data_parallel import ReductionOptions
 from eellm.model.objective import HeadWeights, ObjectiveOptions
 from eellm.model.spec import ExitSpec, StageSpec, plan_stages
 from eellm.schedule.bubble_filling import Filling, fill
 from tests import workers
-from tests.engine.layouts import Case, assemble, global_batch, one_step, tiny_spec
+from tests.engine.layouts import (
+    GLOBAL_BATCH,
+    MICRO,
+    SEQUENCE,
+    Case,
+    assemble,
+    build,
+    global_batch,
+    one_step,
+    schedule_config,
+    tiny_spec,
+)
 from tests.engine.matrix import TOLERANCE, compare, relative
 from tests.reference import Reference
 
@@ -44,6 +61,26 @@ def test_whole_microbatches_give_the_gradient_of_one_process(name: str) -> None:
     assert found.gradient < tolerance, found.parameter
     assert found.loss < tolerance
     assert found.norm < tolerance
+
+
+def peaks(rank: int, case: Case) -> list[int]:
+    """Bytes that a step makes and holds at most, with most of the microbatches and with all; the pipeline is full in both."""
+    chunks, batch, found = build(case, rank), global_batch(case), []
+    for size in (GLOBAL_BATCH * 3 // 4, GLOBAL_BATCH):
+        layout = replace(case.parallel, global_batch_size=size)
+        engine = ProgramEngine(chunks, case.options, schedule_of(schedule_config(case), layout, chunks.plan))
+        part = type(batch)(*(None if value is None else value[: layout.num_microbatches] for value in vars(batch).values()))
+        chunks.zero_grad()
+        engine.run(part, case.weights)
+        found.append(peak_bytes(partial(engine.run, part, case.weights)))
+    return found
+
+
+@pytest.mark.dist
+def test_messages_on_their_way_do_not_grow_with_the_microbatches() -> None:
+    case = CASES["pp2"]
+    for most, whole in workers.run(2, peaks, case):
+        assert whole < most + SEQUENCE * MICRO * case.spec.hidden_size * 4
 
 
 def filled(exits: tuple[int, ...], layout: dict, **changes) -> Case:
