@@ -13,9 +13,9 @@ from eellm.schedule.simulate import simulate
 from tests import workers
 from tests.engine.sleeping import slept
 
-FORWARD, BACKWARD, HEAD = 0.03, 0.06, 0.02
-"""Seconds, large against what a loaded machine needs to wake a process."""
-REPEATS = 3
+FORWARD, BACKWARD, HEAD = 0.12, 0.24, 0.08
+"""Seconds, large against what a loaded machine needs to wake a process: beside the rest of the suite, up to 0.1 s in a step."""
+REPEATS = 2
 
 
 def costs_of(stages: int, exits: tuple[int, ...]) -> Costs:
