@@ -13,9 +13,10 @@ help:  ## list the targets
 demo: $(VENV)/installed  ## install into .venv, then train, evaluate and decode a small early-exit model
 	$(IN_VENV) run.py
 
-# files go to two processes, in order; one thread each, since threads that wait for each other cost more than they bring
+# one thread each, since ranks share the cores; faster where there are more of those: make test TEST_PROCESSES=4
+TEST_PROCESSES ?= 0
 test: $(VENV)/installed-test  ## install with the test extra, then run the whole suite
-	OMP_NUM_THREADS=1 $(IN_VENV) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(IN_VENV) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/installed-dev  ## format, lint and types, as before a commit
 	$(IN_VENV) -m ruff format --check .
