@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from eellm.config.compose import compose, fingerprint, to_yaml
+from eellm.config.compose import compose, to_yaml
+from eellm.config.fingerprint import weights_fingerprint
 from eellm.metrics.recorder import Recorder
 from eellm.quiet import quiet_dependencies
 from eellm.rundir import RunDirectory
@@ -30,7 +31,7 @@ def train_run(rank: int, folder: str) -> str:
     """The run directory; it has one checkpoint, the last, and half of the text is held out."""
     quiet_dependencies()
     config = compose([*BASE, *TRAINING, f"data.cache_dir={Path(folder) / 'cache'}"])
-    run = RunDirectory.create(Path(folder) / "trained", to_yaml(config), [], fingerprint(config))
+    run = RunDirectory.create(Path(folder) / "trained", to_yaml(config), [], weights_fingerprint(config))
     context = TaskContext(config, run.path)
     train.prepare(context)
     train.train(context, Recorder([]), torch.device("cpu"))

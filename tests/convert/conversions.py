@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from eellm.config.compose import compose, fingerprint, to_yaml
+from eellm.config.compose import compose, to_yaml
+from eellm.config.fingerprint import weights_fingerprint
 from eellm.convert.exporting import export_model
 from eellm.convert.importing import import_model
 from eellm.convert.sources import open_source
@@ -35,7 +36,7 @@ def converted(source: Path | str, target: Path, *overrides: str) -> RunDirectory
     """What the task does in a directory of its own beside the target."""
     given = ["task=convert", f"convert.source={source}", f"convert.target={target}", *overrides]
     config = compose(given)
-    own = RunDirectory.create(target.with_name(f"{target.name}_job"), to_yaml(config), given, fingerprint(config))
+    own = RunDirectory.create(target.with_name(f"{target.name}_job"), to_yaml(config), given, weights_fingerprint(config))
     assert convert.run(TaskContext(config, own.path)) == {}
     return RunDirectory(target)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from eellm.config.compose import compose, fingerprint, to_yaml
+from eellm.config.compose import compose, to_yaml
+from eellm.config.fingerprint import weights_fingerprint
 from eellm.mcore.groups import init_groups
 from eellm.metrics.recorder import Recorder, open_recorder
 from eellm.model.spec import build_layout, tied_stages
@@ -52,7 +53,7 @@ def opened(rank: int, overrides: list[str], run_dir: str) -> tuple[TaskContext, 
     context = TaskContext(config, Path(run_dir))
     if rank == 0:
         if config.resume is None:
-            RunDirectory.create(Path(run_dir), to_yaml(config), overrides, fingerprint(config))
+            RunDirectory.create(Path(run_dir), to_yaml(config), overrides, weights_fingerprint(config))
         train.prepare(context)
     dist.barrier()
     return context, open_recorder(config, Path(run_dir), rank == 0, train.resume_step(context))
