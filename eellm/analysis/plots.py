@@ -16,7 +16,7 @@ import pandas as pd
 from eellm.analysis.comparison import pareto_front, spread
 from eellm.analysis.tokens import KINDS
 from eellm.metrics.names import FINAL, depth
-from eellm.report.drawing import DASHES, MARKERS, Plot, legend, name_points
+from eellm.report.drawing import DASHES, MARKERS, Plot, calibration_frame, head_style, legend, line_with_bars, name_points
 from eellm.report.number_text import percent, threshold
 from eellm.report.palette import Ink, exit_colours, mode_colour, oklch, paper_ink
 
@@ -59,7 +59,7 @@ def plot_exits(exits: pd.DataFrame, by: By = None, value: str = "loss") -> Figur
         groups = _series(means, by)
         for index, (label, rows) in enumerate(groups):
             style = _series_style(index, len(groups), ink)
-            _line_with_bars(axes, (rows["layer"], rows["mean"], rows["std"]), label, style)
+            line_with_bars(axes, rows["layer"], rows["mean"], rows["std"].fillna(0.0), {**style, "label": label})
             final = rows[rows["_final"]]
             hollow = {**style, "linestyle": "none", "markerfacecolor": ink.background, "markersize": 7}
             axes.plot(final["layer"], final["mean"], zorder=4, **hollow)
@@ -146,19 +146,13 @@ def plot_reliability(bins: pd.DataFrame) -> Figure:
     sums = weighted.groupby(["head", "bin"])[["confidence", "accuracy", "count"]].sum().reset_index()
 
     def draw(axes: Axes, ink: Ink) -> None:
-        axes.plot([0, 1], [0, 1], color=ink.muted, linewidth=1.0, linestyle=(0, (2, 2)))
+        calibration_frame(axes, ink)
         for index, head in enumerate(heads):
             own = sums[sums["head"] == head].sort_values("bin")
             right = own["accuracy"] / own["count"]
             error = (right * (1 - right) / own["count"]) ** 0.5
-            style = {"color": ink.heads[head], **_head_marks(index, head)}
-            _line_with_bars(axes, (own["confidence"] / own["count"], right, error), _head_name(head), style)
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1)
-        axes.set_xlabel("confidence")
-        axes.set_ylabel("share that is right")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(lambda value, _: percent(value))
+            style = {**head_style(index, head, ink), "label": _head_name(head)}
+            line_with_bars(axes, own["confidence"] / own["count"], right, error, style)
         legend(axes, ink)
 
     return _figure("reliability", draw, heads)
@@ -177,7 +171,8 @@ def plot_depth_by_position(tokens: pd.DataFrame, by: By = "threshold", bins: int
         groups = _series(means, by)
         for index, (label, rows) in enumerate(groups):
             error = rows["std"] / rows["n"] ** 0.5
-            _line_with_bars(axes, (rows["_bin"], rows["mean"], error), label, _series_style(index, len(groups), ink))
+            style = {**_series_style(index, len(groups), ink), "label": label}
+            line_with_bars(axes, rows["_bin"], rows["mean"], error.fillna(0.0), style)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("position in the generated text (tokens)")
         axes.set_ylabel("mean layers passed")
@@ -230,14 +225,6 @@ def _series(frame: pd.DataFrame, by: By) -> list[tuple[str | None, pd.DataFrame]
     return [(", ".join(map(_setting, key)), rows) for key, rows in groups]
 
 
-def _line_with_bars(axes: Axes, points: tuple[pd.Series, pd.Series, pd.Series], label: str | None, style: dict[str, Any]) -> None:
-    """`points`: x, y and half the length of y's bar, missing where there is none."""
-    x, y, error = points
-    axes.errorbar(
-        x, y, yerr=error.fillna(0.0), label=label, linewidth=1.5, markersize=4.5, elinewidth=0.9, capsize=2, **style
-    )  # fmt: skip
-
-
 def _setting(value: object) -> str:
     if value is None or value != value:
         return "null"
@@ -257,12 +244,6 @@ def _name_series(axes: Axes, ink: Ink, by: By) -> None:
         box.set_title(", ".join(_listed(by)))
         box.get_title().set(fontsize=7.5, color=ink.muted)
         box.set_alignment("left")
-
-
-def _head_marks(index: int, head: str) -> dict[str, Any]:
-    if head == FINAL:
-        return {"linestyle": "-", "marker": "o"}
-    return {"linestyle": DASHES[(index + 1) % len(DASHES)], "marker": MARKERS[1 + index % (len(MARKERS) - 1)]}
 
 
 def _head_name(head: str) -> str:

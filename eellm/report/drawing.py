@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from eellm.report.palette import Ink
+from eellm.metrics.names import FINAL
+from eellm.report.number_text import percent
+from eellm.report.palette import Ink, mode_colour
 from eellm.report.run_record import Curve
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 SIZE = (4.9, 3.2)
 DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1))]
 MARKERS = "osD^vPX*<>"
+MODE_MARKERS = "os^vPX"
 NEAR = 0.04
 """Share of a plot's width within which points count as standing upon each other."""
 Point = tuple[float, float, str]
@@ -102,6 +105,39 @@ def legible_range(curves: Sequence[Curve]) -> tuple[float, float]:
 def line(axes: Axes, curve: Curve, style: dict[str, Any]) -> None:
     spacing = max(1, len(curve.steps) // 8)
     axes.plot(curve.steps, curve.values, markevery=spacing, markersize=4.5, **style)
+
+
+def line_with_bars(axes: Axes, x: Any, y: Any, error: Any, style: dict[str, Any]) -> None:
+    """`error`: half the length of each bar of y, 0 where there is none; all are sequences or pandas columns of one length."""
+    axes.errorbar(x, y, yerr=error, **{"linewidth": 1.5, "markersize": 4.5, "elinewidth": 0.9, "capsize": 2.0, **style})
+
+
+def head_style(index: int, head: str, ink: Ink) -> dict[str, Any]:
+    """How a head's line looks: the final head's is full, with dots; `index` counts the heads of the figure."""
+    if head == FINAL:
+        return {"color": ink.heads[head], "linestyle": "-", "marker": "o"}
+    marks = {"linestyle": DASHES[(index + 1) % len(DASHES)], "marker": MARKERS[1 + index % (len(MARKERS) - 1)]}
+    return {"color": ink.heads[head], **marks}
+
+
+def mode_style(index: int, ink: Ink) -> dict[str, Any]:
+    """How the line of a way of decoding, or of another setting, looks."""
+    return {
+        "color": mode_colour(index, ink),
+        "linestyle": DASHES[index % len(DASHES)],
+        "marker": MODE_MARKERS[index % len(MODE_MARKERS)],
+    }
+
+
+def calibration_frame(axes: Axes, ink: Ink) -> None:
+    """What a calibration diagram stands in: confidence over the share that is right, and the dotted line where they agree."""
+    axes.plot([0, 1], [0, 1], color=ink.muted, linewidth=1.0, linestyle=(0, (2, 2)))
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("share that is right")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: percent(value))
 
 
 def span_of(points: Sequence[Point]) -> tuple[float, float]:

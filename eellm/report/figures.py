@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 from eellm.metrics.names import FINAL, TRAIN_LOSS, VAL_LOSS, depth, share_column
 from eellm.metrics.tables import Cell
 from eellm.report.drawing import (
-    DASHES,
-    MARKERS,
     PanelPlot,
     Plot,
     Point,
+    calibration_frame,
+    head_style,
     legend,
     legible_range,
     line,
+    line_with_bars,
+    mode_style,
     name_point,
     name_points,
     points_of,
@@ -25,13 +27,12 @@ from eellm.report.drawing import (
     thinned,
 )
 from eellm.report.number_text import percent, threshold
-from eellm.report.palette import Ink, mode_colour, paper_ink
+from eellm.report.palette import Ink, paper_ink
 from eellm.report.run_record import Curve, RunRecord, TableRows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MODE_MARKERS = "os^vPX"
 MOST_PANELS = 12
 
 
@@ -118,8 +119,8 @@ def _speed_plot(record: RunRecord) -> Plot | None:
         curves = {mode: _speed_points([row for row in rows if row["decoding"] == mode]) for mode in modes}
         span = span_of([(1.0, 1.0, ""), *(point for points in curves.values() for point in points)])
         for index, (mode, points) in enumerate(curves.items()):
-            style = {"color": mode_colour(index, ink), "linestyle": DASHES[index % len(DASHES)], "marker": MODE_MARKERS[index]}
-            line(axes, Curve([point[0] for point in points], [point[1] for point in points]), {**style, "label": mode})
+            curve = Curve([point[0] for point in points], [point[1] for point in points])
+            line(axes, curve, {**mode_style(index, ink), "label": mode})
             if index == 0:  # all curves have the same thresholds, falling from right to left
                 name_points(axes, ink, points, span)
         axes.plot([1.0], [1.0], color=ink.text, marker="D", markersize=7, markerfacecolor=ink.background, zorder=4, clip_on=False)
@@ -210,16 +211,10 @@ def _reliability_plot(record: RunRecord) -> Plot | None:
         return None
 
     def draw(axes: Axes, ink: Ink) -> None:
-        axes.plot([0, 1], [0, 1], color=ink.muted, linewidth=1.0, linestyle=(0, (2, 2)))
+        calibration_frame(axes, ink)
         for head in heads:
             own = sorted((_float(row, "confidence"), _float(row, "accuracy")) for row in rows if row["head"] == head)
             line(axes, Curve([x for x, _ in own], [y for _, y in own]), _style(heads, head, ink))
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1)
-        axes.set_xlabel("confidence")
-        axes.set_ylabel("share that is right")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(lambda value, _: percent(value))
         legend(axes, ink)
 
     caption = "How often a head is right at a given confidence. On the dotted line its confidence can be taken at its word."
@@ -252,24 +247,13 @@ def _task_panel(task: str, metric: str, rows: TableRows) -> Callable[[Axes, Ink]
         for index, mode in enumerate(modes):
             own = sorted((row for row in rows if row["decoding"] == mode), key=lambda row: _float(row, "speedup"))
             points = [(_float(row, "speedup"), _float(row, "score"), threshold(row.get("threshold"))) for row in own]
-            axes.errorbar(
-                [x for x, _, _ in points], [y for _, y, _ in points], yerr=[_error(row) for row in own], label=mode,
-                color=mode_colour(index, ink), linestyle=DASHES[index % len(DASHES)], marker=MODE_MARKERS[index],
-                markersize=4.5, linewidth=1.4, elinewidth=0.8, capsize=2,
-            )  # fmt: skip
+            xs, ys, errors = [x for x, _, _ in points], [y for _, y, _ in points], [_error(row) for row in own]
+            line_with_bars(axes, xs, ys, errors, {**mode_style(index, ink), "label": mode})
             if index == 0:
                 name_points(axes, ink, [(x, y + _error(row), name) for (x, y, name), row in zip(points, own, strict=True)])
         for row in (row for row in rows if row["decoding"] == "full"):
-            style: dict[str, Any] = {
-                "color": ink.text,
-                "markerfacecolor": ink.background,
-                "marker": "D",
-                "zorder": 4,
-                "linestyle": "none",
-            }
-            axes.errorbar(
-                [1.0], [_float(row, "score")], yerr=[_error(row)], elinewidth=0.8, capsize=2, label="full depth", **style
-            )
+            hollow = {"color": ink.text, "markerfacecolor": ink.background, "marker": "D", "linestyle": "none", "zorder": 4}
+            line_with_bars(axes, [1.0], [_float(row, "score")], [_error(row)], {**hollow, "label": "full depth"})
         axes.margins(x=0.12, y=0.18)
         axes.set_xlabel("speed, times full depth")
         better = {True: ", higher is better", False: ", lower is better"}
@@ -284,11 +268,7 @@ def _error(row: dict[str, Cell]) -> float:
 
 
 def _style(heads: Sequence[str], head: str, ink: Ink) -> dict[str, Any]:
-    index = heads.index(head)
-    if head == FINAL:
-        return {"color": ink.heads[head], "linestyle": "-", "marker": "o", "linewidth": 2.0, "label": head}
-    marker, dashes = MARKERS[1 + index % (len(MARKERS) - 1)], DASHES[(index + 1) % len(DASHES)]
-    return {"color": ink.heads[head], "linestyle": dashes, "marker": marker, "linewidth": 1.6, "label": head}
+    return {**head_style(heads.index(head), head, ink), "linewidth": 2.0 if head == FINAL else 1.6, "label": head}
 
 
 def _all_numbers(row: dict[str, Cell], *columns: str) -> bool:

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from eellm.report.figures import DASHES, MODE_MARKERS, PanelPlot
-from eellm.report.palette import Ink, mode_colour, paper_ink
+from eellm.report.drawing import PanelPlot, line_with_bars, mode_style
+from eellm.report.palette import Ink, paper_ink
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BESIDE = 0.015
 """How far neighbouring curves are moved, as a share of the range of x."""
-SIZES = {"markersize": 4.5, "linewidth": 1.5, "elinewidth": 1.0, "capsize": 2.0}
 Panel = Callable[["Axes", Ink], None]
 
 
@@ -35,10 +34,5 @@ def mean_curves(axes: Axes, ink: Ink, table: pd.DataFrame, x: str, by: str, name
     for index, (value, name) in enumerate(names.items()):
         rows = table[table[by] == value]
         places = rows[x] + side * (index - (len(names) - 1) / 2)
-        look: dict[str, Any] = {
-            "color": mode_colour(index, ink),
-            "linestyle": DASHES[index % len(DASHES)],
-            "marker": MODE_MARKERS[index % len(MODE_MARKERS)],
-            **SIZES,
-        }
-        axes.errorbar(places, rows["mean"], yerr=rows["std"].fillna(0.0), label=name, **look)
+        style = {**mode_style(index, ink), "label": name}
+        line_with_bars(axes, places, rows["mean"], rows["std"].fillna(0.0), style)
