@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from eellm.model.vocabulary import Vocabulary
+from eellm.model.vocabulary import ChunkGradients, Vocabulary, scaled_gradients
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,7 @@ class DivergenceOptions:
 class _LinearDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features, weight, teacher, mask, vocabulary, options):  # type: ignore[no-untyped-def]
-        needs_features, needs_weight = ctx.needs_input_grad[:2]
-        grad_features = torch.empty_like(features) if needs_features else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grads = ChunkGradients(features, weight, vocabulary.rows, ctx.needs_input_grad[:2])
         total, temperature = features.new_zeros((), dtype=torch.float32), options.temperature
         for begin in range(0, features.shape[0], options.chunk):
             part = slice(begin, begin + options.chunk)
@@ -50,25 +48,16 @@ class _LinearDivergence(torch.autograd.Function):
             # the factor T^2 keeps gradients as large as those of the text's loss (Hinton et al., arXiv 1503.02531)
             divergence = vocabulary.reduce((target * (log_teacher - log_student)).sum(dim=1)) * temperature**2
             total += (divergence * mask[part]).sum()
-            if needs_features or needs_weight:
+            if grads.needed:
                 factor = mask[part] * (options.grad_scale * temperature / options.exit_temperature)
-                grad_logits = log_student.exp_().sub_(target).mul_(factor.unsqueeze(1)).to(weight.dtype)
-                if grad_features is not None:
-                    torch.mm(grad_logits, weight[: vocabulary.rows], out=grad_features[part])
-                if grad_weight is not None:
-                    grad_weight[: vocabulary.rows].add_(grad_logits.t() @ features[part])
-        ctx.save_for_backward(grad_features, grad_weight)
+                grads.add(part, log_student.exp_().sub_(target).mul_(factor.unsqueeze(1)))
+        ctx.save_for_backward(grads.features, grads.weight)
         ctx.grad_scale, ctx.weight_dtype = options.grad_scale, weight.dtype
         return total
 
     @staticmethod
     def backward(ctx, grad_total):  # type: ignore[no-untyped-def]
-        grad_features, grad_weight = ctx.saved_tensors
-        factor = grad_total.float() / ctx.grad_scale
-        grads = [None if grad is None else grad.mul_(factor) for grad in (grad_features, grad_weight)]
-        if grads[1] is not None:
-            grads[1] = grads[1].to(ctx.weight_dtype)
-        return *grads, None, None, None, None
+        return *scaled_gradients(ctx, ctx.saved_tensors, grad_total.float()), None, None, None, None
 
 
 def _log_softmax(logits: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:

@@ -8,7 +8,9 @@ Shape legend: n tokens, h channels, v local rows of the output matrix.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -55,14 +57,37 @@ class LossOptions:
     grad_scale: float = 1.0
 
 
+class ChunkGradients:
+    """Gradients of a loss of `features @ weight.T`, made while a chunk's logits exist; only those that autograd asks for."""
+
+    def __init__(self, features: torch.Tensor, weight: torch.Tensor, rows: int, needed: tuple[bool, bool]) -> None:
+        self._inputs = features, weight[:rows]
+        self.features = torch.empty_like(features) if needed[0] else None
+        self.weight = torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None
+        self.needed = any(needed)
+
+    def add(self, part: slice, grad_logits: torch.Tensor) -> None:
+        """`grad_logits` [n of the part, rows], fp32."""
+        features, weight = self._inputs
+        grad_logits = grad_logits.to(weight.dtype)
+        if self.features is not None:
+            torch.mm(grad_logits, weight, out=self.features[part])
+        if self.weight is not None:
+            _accumulate_(self.weight[: len(weight)], grad_logits, features[part])
+
+
+def scaled_gradients(ctx: Any, grads: Sequence[torch.Tensor | None], factor: torch.Tensor) -> list[torch.Tensor | None]:
+    """Those of features and weight times `factor` (fp32 scalar), the scale of fp16 taken out; `ctx` keeps that and the type."""
+    features, weight = (None if grad is None else grad.mul_(factor / ctx.grad_scale) for grad in grads)
+    return [features, None if weight is None else weight.to(ctx.weight_dtype)]
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Cross-entropy of `features @ weight.T`; gradients are made in the forward pass, while a chunk's logits exist."""
 
     @staticmethod
     def forward(ctx, features, weight, labels, mask, vocabulary, options):  # type: ignore[no-untyped-def]
-        needs_features, needs_weight = ctx.needs_input_grad[:2]
-        grad_features = torch.empty_like(features) if needs_features else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grads = ChunkGradients(features, weight, vocabulary.rows, ctx.needs_input_grad[:2])
         objective, loss_sum, weight_sum = (features.new_zeros((), dtype=torch.float32) for _ in range(3))
         for begin in range(0, features.shape[0], options.chunk):
             part = slice(begin, begin + options.chunk)
@@ -72,17 +97,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss_sum += (losses * mask[part]).sum()
             objective += (losses * coefficient).sum()
             weight_sum += coefficient.sum()
-            if needs_features or needs_weight:
+            if grads.needed:
                 _subtract_labels_(probabilities, index, here)
-                probabilities.mul_((coefficient * (options.grad_scale / options.temperature)).unsqueeze(1))
-                grad_logits = probabilities.to(weight.dtype)
-                if grad_features is not None:
-                    torch.mm(grad_logits, weight[: vocabulary.rows], out=grad_features[part])
-                if grad_weight is not None:
-                    _accumulate_(grad_weight[: vocabulary.rows], grad_logits, features[part])
+                factor = coefficient * (options.grad_scale / options.temperature)
+                grads.add(part, probabilities.mul_(factor.unsqueeze(1)))
         # token weights w_t become w_t * n / sum(w): their mean over the microbatch's tokens is 1
         share = mask.sum() / weight_sum.clamp(min=1e-12) if options.confidence_weighted else torch.ones_like(weight_sum)
-        ctx.save_for_backward(grad_features, grad_weight, share)
+        ctx.save_for_backward(grads.features, grads.weight, share)
         ctx.grad_scale, ctx.weight_dtype = options.grad_scale, weight.dtype
         ctx.mark_non_differentiable(loss_sum)
         return objective * share, loss_sum
@@ -90,10 +111,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_objective, _):  # type: ignore[no-untyped-def]
         grad_features, grad_weight, share = ctx.saved_tensors
-        factor = grad_objective.float() * share / ctx.grad_scale
-        grads = [None if grad is None else grad.mul_(factor) for grad in (grad_features, grad_weight)]
-        if grads[1] is not None:
-            grads[1] = grads[1].to(ctx.weight_dtype)
+        grads = scaled_gradients(ctx, (grad_features, grad_weight), grad_objective.float() * share)
         return *grads, None, None, None, None
 
 
