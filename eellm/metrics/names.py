@@ -25,8 +25,8 @@ HEAD_PATTERN = r"exit_\d{2,}|final"
 
 @dataclass(frozen=True)
 class Metric:
-    """One family of keys. `{head}` in the pattern stands for `exit_06` or `final`, `{stage}` for a stage number,
-    `{figure}` for a row of benchmark.csv, `{score}` for a task of lm-evaluation-harness and its metric.
+    """One family of keys. `{head}` in the pattern stands for `exit_06` or `final`, `{stage}` for a stage number, `{figure}`
+    for a row of benchmark.csv, `{schedule}` for a schedule variant, `{score}` for a task of lm-evaluation-harness and its metric.
 
     `reduction` says how the ranks' numbers become the one that is written: `token_mean` = sum over all
     tokens divided by their global count, `same` = equal on all ranks already, `max` and `sum` over ranks.
@@ -44,6 +44,7 @@ class Metric:
             "head": f"(?:{HEAD_PATTERN})",
             "stage": r"\d+",
             "figure": r"\w+/\w+",
+            "schedule": r"\w+",
             "score": r"[^/]+(?:/[^/]+)+",
         }.items():
             pattern = pattern.replace(rf"\{{{name}\}}", values)
@@ -78,6 +79,10 @@ BENCHMARK = "benchmark/{figure}"
 HARNESS = "lm_eval/{score}"
 CALIBRATE_RISK = "calibrate/risk"
 CALIBRATE_MEAN_LAYERS = "calibrate/mean_layers"
+PLAN_SECONDS = "plan/{schedule}/seconds"
+PLAN_BUBBLE = "plan/{schedule}/bubble"
+PLAN_EXITS_COST = "plan/{schedule}/exits_cost"
+PLAN_PEAK_GIB = "plan/peak_gib"
 SERVE_TOKENS = "serve/tokens"
 SERVE_MEAN_LAYERS = "serve/mean_layers"
 
@@ -112,6 +117,10 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(CALIBRATE_RISK, "share", "same", "none", "Risk measured at the threshold certified, a mean over sequences"),
     Metric(CALIBRATE_MEAN_LAYERS, "layers", "same", "lower", "Mean layers of held-out tokens at the threshold certified"),
+    Metric(PLAN_SECONDS, "s", "same", "lower", "Predicted seconds of an optimizer step"),
+    Metric(PLAN_BUBBLE, "share", "same", "lower", "Predicted share of the devices' time in the pipeline that is idle"),
+    Metric(PLAN_EXITS_COST, "share", "same", "lower", "Predicted time of a step with exits over that without them, minus 1"),
+    Metric(PLAN_PEAK_GIB, "GiB", "max", "lower", "Predicted peak memory of the fullest device"),
     Metric(SERVE_TOKENS, "tokens", "same", "none", "Tokens that a server has generated"),
     Metric(SERVE_MEAN_LAYERS, "layers", "same", "lower", "Mean layers a token of a server passed before it was emitted"),
 )

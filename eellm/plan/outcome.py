@@ -7,6 +7,7 @@ from typing import Any
 
 from eellm.config.schema import Config
 from eellm.errors import as_typed
+from eellm.metrics.names import PLAN_BUBBLE, PLAN_EXITS_COST, PLAN_PEAK_GIB, PLAN_SECONDS
 from eellm.plan import parameters
 from eellm.plan.case import Case
 from eellm.plan.iteration import RUNS, Iteration, chosen_schedule, iterate, stage_rows
@@ -64,9 +65,9 @@ class Outcome:
         """Final scalars of the run."""
         named: dict[str, float] = {}
         for iteration in self.iterations:
-            values = {"seconds": iteration.time, "bubble": iteration.timeline.bubble, "exits_cost": iteration.exits_cost}
-            named |= {f"plan/{iteration.schedule}/{key}": value for key, value in values.items()}
-        return named | {"plan/peak_gib": self.chosen.peak_bytes / 1024**3}
+            values = {PLAN_SECONDS: iteration.time, PLAN_BUBBLE: iteration.timeline.bubble, PLAN_EXITS_COST: iteration.exits_cost}
+            named |= {key.format(schedule=iteration.schedule): value for key, value in values.items()}
+        return named | {PLAN_PEAK_GIB: self.chosen.peak_bytes / 1024**3}
 
 
 def _iteration_json(iteration: Iteration) -> dict[str, Any]:

@@ -16,8 +16,8 @@ def test_formatters_write_the_agreed_keys():
 @pytest.mark.parametrize("metric", names.METRICS, ids=lambda metric: metric.pattern)
 def test_every_pattern_is_found_by_its_keys_and_by_no_other(metric):
     named = (
-        {"head": "exit_12", "stage": 11, "figure": "time/ratio", "score": "boolq/acc"},
-        {"head": "final", "stage": 0, "figure": "memory/added", "score": "gsm8k/exact_match/strict"},
+        {"head": "exit_12", "stage": 11, "figure": "time/ratio", "score": "boolq/acc", "schedule": "gpipe"},
+        {"head": "final", "stage": 0, "figure": "memory/added", "score": "gsm8k/exact_match/strict", "schedule": "one_f_one_b"},
     )
     for key in (metric.pattern.format(**values) for values in named):
         assert [found for found in names.METRICS if found.matches(key)] == [metric]

@@ -10,6 +10,7 @@ import pytest
 
 from eellm.config.compose import compose
 from eellm.config.schema import Config
+from eellm.metrics.names import describe
 from eellm.plan import search
 from eellm.plan.case import Case
 from eellm.plan.iteration import iterate
@@ -89,6 +90,7 @@ def test_the_task_writes_tables_charts_and_the_program(tmp_path: Path, capsys: p
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines()[:8])) <= 100
     written = json.loads((tmp_path / "plan.json").read_text())
+    assert all(describe(name) for name in metrics)
     assert set(written["schedules"]) == {"csv", "one_f_one_b", "bubble_filling"}
     assert written["schedules"]["csv"]["seconds"] == written["schedules"]["one_f_one_b"]["seconds"] == metrics["plan/csv/seconds"]
     assert one_f_one_b(2, 2).ranks[0][0] in task.own_program(compose(["task=plan", *overrides])).ranks[0]
