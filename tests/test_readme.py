@@ -13,6 +13,7 @@ import pytest
 from eellm.config.compose import compose
 from eellm.rundir import RunDirectory
 from tests.conf_files import RUN, first_of_each_sweep, option_files, overrides_of
+from tests.plan.profiles import profile_in
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,6 +38,7 @@ def test_a_command_composes_and_validates(command: str, saved_run: Path, tmp_pat
     (tmp_path / "multirun" / "exit_weights").mkdir(parents=True)
     (tmp_path / "llama_folder").mkdir()
     (tmp_path / "llama_folder" / "config.json").write_text(json.dumps(LLAMA))
+    profile_in(saved_run)
     monkeypatch.chdir(tmp_path)
     overrides = overrides_of(command.replace("run.py", RUN, 1).replace("$RUN", str(saved_run)))
     compose(first_of_each_sweep([override for override in overrides if "=" in override]))

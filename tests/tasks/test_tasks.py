@@ -20,15 +20,13 @@ SMALL = [override for override in BASE if not override.startswith("task=")]
 
 
 def command(*overrides: str, succeed: bool = True, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
-    """`python run.py ...` from the checkout; the cores are shared out by the launcher itself.
+    """`python run.py ...` from the checkout.
 
     `largest_file`: bytes after which the system refuses to write, as a full disk does.
     """
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     result = subprocess.run(
         [*limited(largest_file), str(ROOT / "run.py"), *overrides],
         cwd=ROOT,
-        env=environment,
         capture_output=True,
         text=True,
         timeout=280,

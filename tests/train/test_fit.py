@@ -83,9 +83,11 @@ def test_the_last_step_is_recorded_and_drawn(folder: Path) -> None:
     program = with_communication(one_f_one_b(2, 4))
     assert found["microbatches"] == 4
     for events, actions in zip(found["ranks"], program.ranks, strict=True):
-        assert [cell for cell, _, _ in events] == [str(action) for action in actions]
-        times = [time for _, begin, end in events for time in (begin, end)]
+        assert [cell for cell, *_ in events] == [str(action) for action in actions]
+        times = [time for _, begin, end, _ in events for time in (begin, end)]
         assert times == sorted(times)
+        for _, begin, end, parts in events:
+            assert sum(length for _, length in parts) == pytest.approx(end - begin)
     page, picture = draw_recorded(record, "one_f_one_b")
     assert page.read_text().count('role="img"') == 2, "the step as it was, and simulated"
     assert picture.stat().st_size > 10_000
