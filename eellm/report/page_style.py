@@ -137,7 +137,8 @@ footer { margin-top: 56px; padding-top: 16px; border-top: 1px solid var(--grid);
   h2, h3 { break-after: avoid; }
   h2 { margin-top: 28px; }
   .scroll { overflow: visible; }
-  th, td { padding: 3px 4px; white-space: normal; overflow-wrap: anywhere; font-size: 7pt; }
+  th, td { padding: 3px 4px; white-space: normal; overflow-wrap: break-word; font-size: 7pt; }
+  .screen { display: none; }
   th:first-child, td:first-child { position: static; }
   .figures { grid-template-columns: 1fr 1fr; }
   #tip { display: none; }

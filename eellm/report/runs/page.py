@@ -71,7 +71,7 @@ def _differences(runs: pd.DataFrame, task: object, folder: Path) -> str:
         named = listing(settings[:MOST_NAMED_SETTINGS])
         more = len(settings) - MOST_NAMED_SETTINGS
         words += f" that differ in {named}" + (f" and {plural(more, 'more setting')}" if more > 0 else "")
-    note = f'<p class="note">{escape(words)}. A click on a column sorts by it.</p>'
+    note = f'<p class="note">{escape(words)}.<span class="screen"> A click on a column sorts by it.</span></p>'
     seeds = tables.seeds_table(runs)
     if seeds:
         seeds = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -35,7 +36,7 @@ def runs_table(runs: pd.DataFrame, folder: Path) -> str:
     columns = ["run", "state", *map(breakable, settings), *map(breakable, metrics), "seconds"]
     rows = []
     for run in runs.to_dict("records"):
-        cells = [run_cell(run, folder), escape(str(run["status"])), *(escape(value_text(run[name])) for name in settings)]
+        cells = [run_cell(run, folder), escape(str(run["status"])), *(breakable(value_text(run[name])) for name in settings)]
         cells += [number(run[name]) for name in metrics] + [number(run["seconds"], 0)]
         rows.append(row_of(cells, "" if run["status"] == "done" else "unfinished"))
     return sortable(columns, rows)
@@ -66,7 +67,7 @@ def seeds_table(runs: pd.DataFrame) -> str:
     for setting in dict.fromkeys(labelled["setting"]):
         own = {name: frame.loc[[setting]].iloc[0] for name, frame in found.items() if setting in frame.index}
         count = max((int(values["n"]) for values in own.values()), default=0)
-        rows.append(row_of([*(map(escape, setting)), str(count), *(_mean_cell(own.get(name)) for name in metrics)]))
+        rows.append(row_of([*map(breakable, setting), str(count), *(_mean_cell(own.get(name)) for name in metrics)]))
     return sortable([*map(breakable, settings), "seeds", *map(breakable, metrics)], rows)
 
 
@@ -130,8 +131,8 @@ def run_cell(run: Mapping[Any, Any], folder: Path) -> str:
 
 
 def breakable(name: str) -> str:
-    """A dotted or slashed name that may be broken behind its dots and slashes."""
-    return escape(name).replace(".", ".<wbr>").replace("/", "/<wbr>")
+    """A name or a list of values that may be broken between its parts, but not within a number."""
+    return re.sub(r"([/_,]|\.(?!\d))", r"\1<wbr>", escape(name))
 
 
 def metric_columns(runs: pd.DataFrame) -> list[str]:
