@@ -67,9 +67,21 @@ class PanelPlot(Plot):
             draw(axes, ink)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(
-            handles, labels, loc="outside lower left", ncols=5, frameon=False, fontsize=8, labelcolor=ink.text, handlelength=2.6
-        )
+            handles, labels, loc="outside lower left", ncols=_legend_columns(labels, figure.get_figwidth()), frameon=False,
+            fontsize=8, labelcolor=ink.text, handlelength=2.6,
+        )  # fmt: skip
         return figure
+
+
+def _legend_columns(labels: Sequence[str], width: float) -> int:
+    """How many columns of a legend fit into `width` inches, at most five. Entries go down them, the first are longer."""
+    for columns in range(min(5, len(labels)), 1, -1):
+        rows, longer = divmod(len(labels), columns)
+        ends = [(column + 1) * rows + min(column + 1, longer) for column in range(columns)]
+        longest = [max(map(len, labels[start:end])) for start, end in zip([0, *ends], ends, strict=False)]
+        if sum(0.07 * length + 0.55 for length in longest) <= width:
+            return columns
+    return 1
 
 
 def _empty_figure(size: tuple[float, float], ink: Ink) -> Figure:

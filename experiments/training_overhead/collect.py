@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from eellm.analysis import load_runs, run_table
+from eellm.report.drawing import line_with_bars, mode_style
+from eellm.report.study_plot import save_panels
 
 HERE = Path(__file__).parent
+BESIDE = 0.04
+"""How far neighbouring curves are moved, in exits."""
 FIGURES = {
     "time/without_exits": "seconds_without",
     "time/with_exits": "seconds_with",
@@ -39,19 +42,31 @@ def collected(folder: str) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    looks = {"end": "o", "start": "s", "balance": "^"}
-    for axes, column, label in zip(
-        panels, ("time_share", "megabytes_added"), ("step time added, share", "peak memory added, MB"), strict=True
-    ):
-        for (deferred, boundary), own in table.groupby(["deferred", "boundary"]):
-            style = "-" if str(deferred) == "True" else "--"
-            name = f"{'deferred' if style == '-' else 'eager'}, {boundary}"
-            axes.plot(own["exits"], own[column], style, marker=looks[str(boundary)], label=name)
-        axes.set(xlabel="exits", ylabel=label, xticks=[1, 2, 3], ylim=(0, None))
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[1].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=160)
+    """Colour and marker say where the exit on the boundary stands; full lines and markers are deferred exits."""
+    groups = list(table.groupby(["boundary", "deferred"]))
+    boundaries = list(dict.fromkeys(boundary for (boundary, _), _ in groups))
+
+    def curves(axes, ink, column: str, label: str, bars: bool) -> None:
+        for index, ((boundary, deferred), rows) in enumerate(groups):
+            full = str(deferred) == "True"
+            style = {**mode_style(boundaries.index(boundary), ink), "linestyle": "-" if full else (0, (3, 2))}
+            style |= {} if full else {"markerfacecolor": ink.background}
+            style["label"] = f"{boundary}, {'deferred' if full else 'eager'}"
+            interval = [
+                rows[column] - rows["low"] / rows["seconds_without"],
+                rows["high"] / rows["seconds_without"] - rows[column],
+            ]
+            line_with_bars(axes, rows["exits"] + BESIDE * (index - 2.5), rows[column], interval if bars else None, style)
+        axes.axhline(0.0, color=ink.muted, linewidth=1.0)
+        axes.set_xticks([1, 2, 3])
+        axes.set_xlabel("exits")
+        axes.set_ylabel(label)
+
+    save_panels(
+        path,
+        lambda axes, ink: curves(axes, ink, "time_share", "step time added, share", bars=True),
+        lambda axes, ink: curves(axes, ink, "megabytes_added", "peak memory added, MB", bars=False),
+    )
 
 
 def main(folder: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from eellm.report.drawing import PanelPlot
 from eellm.report.palette import paper_ink
 from eellm.report.study_plot import mean_curves, save_panels
 
@@ -44,3 +45,15 @@ def test_panels_are_written_side_by_side(tmp_path: Path) -> None:
     width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
     assert content.startswith(b"\x89PNG")
     assert width > 1.5 * height
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["balance, deferred"] * 6, ["a name as long as a name of a setting can be"] * 4])
+def test_the_legend_fits_under_the_panels(names: list[str]) -> None:
+    def panel(axes, ink) -> None:
+        for name in names:
+            axes.plot([0, 1], [0, 1], label=name)
+
+    figure = PanelPlot("study", "", "", panel, (panel,)).figure(paper_ink(()))
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x1 <= figure.bbox.x1
