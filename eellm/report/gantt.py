@@ -137,6 +137,11 @@ def _cut(timeline: Timeline) -> Cut | None:
     return Cut(kept, timeline.time - kept, BREAK * 2 * kept)
 
 
+def shared_width(charts: list[Chart]) -> float | None:
+    """Of a time axis for all charts; None where steady phases are left out: equal lengths are not equal times there."""
+    return max(chart.width for chart in charts) if all(chart.cut is None for chart in charts) else None
+
+
 def save_png(charts: list[Chart], path: Path) -> None:
     figure_of(charts).savefig(path, dpi=160)
 
@@ -152,7 +157,7 @@ def figure_of(charts: list[Chart]) -> Figure:
     figure = Figure(figsize=(11, 0.9 + sum(0.34 * height + 0.75 for height in heights)), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     rows = figure.subplots(len(charts), 1, height_ratios=[height + 1 for height in heights], squeeze=False)
-    widest = max(chart.width for chart in charts) if all(chart.cut is None for chart in charts) else None
+    widest = shared_width(charts)
     for axes, chart in zip(rows[:, 0], charts, strict=True):
         _draw(axes, chart, colours, ink.muted)
         axes.set_xlim(0, widest or chart.width)

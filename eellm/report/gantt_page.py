@@ -18,7 +18,7 @@ from eellm.schedule.simulate import simulate
 
 def gantt_page(task: str, heading: str, parts: list[str], charts: list[Chart]) -> str:
     """HTML: a heading, `parts` (HTML too), the charts."""
-    drawn = ["<h2>Timelines</h2>", gantt_svg.patterns(), gantt_svg.legend(charts), *map(gantt_svg.figure, charts)]
+    drawn = ["<h2>Timelines</h2>", gantt_svg.patterns(), gantt_svg.legend(charts), gantt_svg.figures(charts)]
     header = f'<header><p class="kicker">{escape(task)}</p><h1>{escape(heading)}</h1></header>'
     return document(heading, "".join([header, *parts, *drawn]), style=gantt_svg.STYLE, script=gantt_svg.SCRIPT)
 

@@ -6,7 +6,7 @@ import itertools
 import math
 from html import escape
 
-from eellm.report.gantt import KINDS, Bar, Chart
+from eellm.report.gantt import KINDS, Bar, Chart, shared_width
 from eellm.report.palette import pass_colours
 from eellm.schedule.costs import LAYERS, WEIGHTS
 
@@ -80,12 +80,24 @@ def legend(charts: list[Chart]) -> str:
     return f'<div class="swatches">{"".join(items)}</div>'
 
 
-def figure(chart: Chart) -> str:
+def figures(charts: list[Chart]) -> str:
+    """Charts as cards, one below the other."""
+    widest = shared_width(charts)
+    scale = None if widest is None else max(_scale(chart, widest) for chart in charts)
+    return "".join(figure(chart, scale) for chart in charts)
+
+
+def _scale(chart: Chart, width: float) -> float:
+    """Pixels for a unit of time, where a drawing spans `width` of these."""
+    shortest = min(bar.width for bar in chart.bars if bar.name in (LAYERS, WEIGHTS))
+    return min(WIDEST, max(WIDTH, SHORTEST * width / shortest)) / width
+
+
+def figure(chart: Chart, scale: float | None = None) -> str:
     """One chart as a card. Names of ranks stand still where the drawing is wider than the page."""
     program = chart.timeline.program
-    shortest = min(bar.width for bar in chart.bars if bar.name in (LAYERS, WEIGHTS))
-    width = min(WIDEST, max(WIDTH, SHORTEST * chart.width / shortest))
-    scale, height = width / chart.width, ROW * program.pp
+    scale = scale or _scale(chart, chart.width)
+    width, height = scale * chart.width, ROW * program.pp
     parts = [_memory(chart, rank, scale) for rank in range(program.pp)]
     parts += [_bar(chart, bar, scale) for bar in chart.bars]
     parts.append(_axis(chart, scale, height))

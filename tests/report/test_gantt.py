@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from eellm.report.gantt import HATCHES, KINDS, Chart, save_png
-from eellm.report.gantt_svg import PATTERNS, figure, legend
+from eellm.report.gantt_svg import PATTERNS, figure, figures, legend
 from eellm.report.palette import pass_colours
 from eellm.schedule.costs import Costs, HeadCosts, StageCosts
 from eellm.schedule.programs import forward_only, one_f_one_b, zero_bubble_h1
@@ -66,6 +66,14 @@ def test_the_page_has_a_bar_with_a_tip_for_each_part() -> None:
     assert html.count('class="memory"') == 3
     assert all(words in legend([chart]) for words in ("forward", "backward", "exit", "final head"))
     assert KINDS["weight"] not in legend([chart])
+
+
+def test_equal_times_are_equally_long_in_all_charts_of_a_page() -> None:
+    charts = [Chart.of(simulate(one_f_one_b(3, count), COSTS), "1F1B") for count in (3, 6)]
+    short, long = (float(width) for width in re.findall(r'<svg width="(\d+)"', figures(charts)))
+    assert short / long == pytest.approx(charts[0].width / charts[1].width, rel=2e-3)
+    pixels = [float(width) for width in re.findall(r'<rect x="[^"]*" y="[^"]*" width="([\d.]+)"', figures(charts))]
+    assert pixels[0] == pytest.approx(pixels[len(charts[0].bars)]), "the first forward pass"
 
 
 def test_the_picture_is_written(tmp_path: Path) -> None:
