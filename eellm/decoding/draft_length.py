@@ -2,17 +2,19 @@
 
 With the probability g that an exit is confident enough to draft, and a that the full model accepts a draft, a round of at
 most k drafts yields sum_{j=0..k} (g a)^j tokens (arXiv 2211.17192, section 3.1, with drafts that may end early). Its cost:
-every attempt reads the exits' heads, every draft takes one token through the early layers, and the pass that verifies n
-drafts takes n + 1 tokens through the later ones. The k with the most tokens for its cost is chosen; 0 is full decoding.
+every draft takes one token through the layers below the exit that made it and reads the heads up to there, an attempt in which
+no exit is confident has read all heads, and the pass that verifies n drafts takes n + 1 tokens through the layers above. Which
+exit drafts is learnt like g and a: where the first ones do, drafts are cheap. The k with the most tokens for its cost is
+chosen; 0 is full decoding.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -26,44 +28,56 @@ _PROBING_SHARE = 0.02
 _MEMORY = 0.9
 
 
+class Draft(NamedTuple):
+    """Bytes of weights that a draft reads: the heads asked on the way, and the layers up to its exit."""
+
+    heads: float
+    early: float
+
+
 @dataclass(frozen=True)
 class DraftCosts:
-    """Bytes of weights: an attempt's `heads`, a draft's `early` layers, and what a token at full depth reads besides `early`.
+    """What drafts read, by the layer of their exit, from the first to the deepest; and a token at full depth, in bytes.
 
     `curve[n]` is the cost of n + 1 rows of a matrix product in costs of one row; all 1 where weights are all that counts.
     """
 
-    heads: float
-    early: float
-    late: float
+    exits: dict[int, Draft]
+    full: float
     curve: tuple[float, ...] = (1.0,) * (MAX_DRAFTS + 1)
 
     @classmethod
     def of(cls, model: InferenceModel, curve: tuple[float, ...]) -> DraftCosts:
-        """Of drafts that come from the deepest active exit, after the others were asked in vain.
-
-        Tensor-parallel ranks must draft alike, but padding leaves the last ones fewer rows: the largest rank's count.
-        """
+        """Tensor-parallel ranks must draft alike, but padding leaves the last ones fewer rows: the largest rank's count."""
         assert model.final is not None, "one stage drafts and verifies"
-        exits = [(index, segment.exit.name) for index, segment in enumerate(model.segments) if segment.exit is not None]
-        early = sum(model.segment_bytes[: exits[-1][0] + 1])
-        late = sum(model.segment_bytes) - early + model.head_bytes["final"]
-        own = [sum(model.head_bytes[name] for _, name in exits), early, late]
-        most = model.vocabulary.reduce(torch.tensor(own, dtype=torch.float64, device=model.device), dist.ReduceOp.MAX)
-        return cls(float(most[0]), float(most[1]), float(most[2]), curve)
+        layers, own, heads = [], [], 0
+        for index, segment in enumerate(model.segments):
+            if segment.exit is not None:
+                heads += model.head_bytes[segment.exit.name]
+                layers.append(segment.exit.head.layer)
+                own.append([heads, sum(model.segment_bytes[: index + 1])])
+        own.append([0, sum(model.segment_bytes) + model.head_bytes["final"]])
+        most = torch.tensor(own, dtype=torch.float64, device=model.device)
+        *drafts, (_, full) = model.vocabulary.reduce(most, dist.ReduceOp.MAX).tolist()
+        return cls({layer: Draft(*draft) for layer, draft in zip(layers, drafts, strict=True)}, full, curve)
 
-    def verification(self, drafts: int) -> float:
-        """The pass that ends a round; without drafts, a token at full depth."""
-        return self.early + self.late * self.curve[drafts]
+    @property
+    def deepest(self) -> Draft:
+        return self.exits[max(self.exits)]
+
+    def verification(self, drafts: int, early: float) -> float:
+        """The pass that ends a round whose drafts wait behind `early` bytes of layers; without any, a token at full depth."""
+        return early + (self.full - early) * self.curve[drafts]
 
 
-def tokens_per_cost(limit: int, drafts: float, accepts: float, costs: DraftCosts) -> float:
-    """Expected tokens of a round of at most `limit` drafts over its expected cost; see above."""
+def tokens_per_cost(limit: int, drafts: float, accepts: float, costs: DraftCosts, draft: Draft) -> float:
+    """Expected tokens of a round of at most `limit` drafts, each like `draft`, over its expected cost; see above."""
     tokens = sum((drafts * accepts) ** count for count in range(limit + 1))
-    cost = sum(drafts**count * (costs.heads + drafts * costs.early) for count in range(limit))
+    attempt = drafts * (draft.heads + draft.early) + (1 - drafts) * costs.deepest.heads
+    cost = sum(drafts**count * attempt for count in range(limit))
     for count in range(limit + 1):
         ends_here = 1.0 if count == limit else 1 - drafts
-        cost += drafts**count * ends_here * costs.verification(count)
+        cost += drafts**count * ends_here * costs.verification(count, draft.early)
     return tokens / cost
 
 
@@ -84,6 +98,20 @@ class _Share:
 
 
 @dataclass
+class _MeanDraft:
+    """A running estimate of what a draft reads. It begins as if two had come from the deepest exit, the others asked in vain."""
+
+    mean: Draft
+    cases: float = 2.0
+
+    def learn(self, made: Sequence[Draft]) -> None:
+        for draft in made:
+            faded = self.cases * _MEMORY
+            self.cases = faded + 1
+            self.mean = Draft(*((old * faded + new) / self.cases for old, new in zip(self.mean, draft, strict=True)))
+
+
+@dataclass
 class AdaptiveLength:
     """Chooses the next round's length from what the rounds before have shown.
 
@@ -98,6 +126,9 @@ class AdaptiveLength:
     trials: int = 0
     since_probe: int = 0
 
+    def __post_init__(self) -> None:
+        self.draft = _MeanDraft(self.costs.deepest)
+
     def choose(self) -> int:
         self.since_probe += 1
         if self.trials < _TRIALS:
@@ -109,9 +140,11 @@ class AdaptiveLength:
         self.since_probe = 0
         return max(best, 1)
 
-    def learn(self, limit: int, drafted: int, examined: int, accepted: int) -> None:
-        """After a round that might make `limit` drafts, made `drafted`, and had `accepted` of the `examined` ones accepted."""
-        self.drafts.learn(drafted, min(drafted + 1, limit))
+    def learn(self, limit: int, layers: Sequence[int], examined: int, accepted: int) -> None:
+        """After a round that might make `limit` drafts, made them at the exits behind `layers`, and had `accepted` of the
+        `examined` ones accepted."""
+        self.draft.learn([self.costs.exits[layer] for layer in layers])
+        self.drafts.learn(len(layers), min(len(layers) + 1, limit))
         self.accepts.learn(accepted, examined)
         if accepted == limit:
             self.ceiling = min(2 * self.ceiling, MAX_DRAFTS)
@@ -119,17 +152,18 @@ class AdaptiveLength:
             self.ceiling = max(1, min(self.ceiling, accepted + 1))
 
     def _pays(self, limit: int) -> float:
-        return tokens_per_cost(limit, self.drafts.value, self.accepts.value, self.costs)
+        return tokens_per_cost(limit, self.drafts.value, self.accepts.value, self.costs, self.draft.mean)
 
     def _probe_interval(self) -> int:
         """Rounds of one token each between probes."""
-        full = self.costs.verification(0)
-        probe = self.costs.heads + self.costs.early + self.costs.verification(1) - full
-        return math.ceil(probe / (_PROBING_SHARE * full))
+        heads, early = self.draft.mean
+        vain = heads + early + self.costs.verification(1, early) - self.costs.full
+        probe = max(vain, self.costs.deepest.heads)
+        return math.ceil(probe / (_PROBING_SHARE * self.costs.full))
 
 
 @torch.inference_mode()
-def measured_curve(model: InferenceModel, clock: Callable[[], float] = time.perf_counter, repeats: int = 3) -> tuple[float, ...]:
+def measured_curve(model: InferenceModel, clock: Callable[[], float] = time.perf_counter, repeats: int = 5) -> tuple[float, ...]:
     """Time of 1, 2, .., MAX_DRAFTS + 1 rows through all MLPs over that of one row; equal on all tensor-parallel ranks.
 
     All layers take part, so that weights come from memory as they do in decoding; about a second for a model of 100M parameters.
@@ -145,6 +179,7 @@ def measured_curve(model: InferenceModel, clock: Callable[[], float] = time.perf
                 layer.mlp(hidden)
             if repeat:  # the first one warms up
                 own.append(seconds_on(model.device, clock) - started)
-    medians = torch.tensor([statistics.median(own) for own in times], dtype=torch.float64, device=model.device)
-    curve = model.vocabulary.reduce(medians / medians[0], dist.ReduceOp.MAX)
+    # what else the machine does can only make a pass longer
+    shortest = torch.tensor([min(own) for own in times], dtype=torch.float64, device=model.device)
+    curve = model.vocabulary.reduce(shortest / shortest[0], dist.ReduceOp.MAX)
     return tuple(curve.tolist())

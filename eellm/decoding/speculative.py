@@ -145,7 +145,7 @@ class SelfSpeculative(WholeModel):
             self.runner.counters.add_verification(len(round_.ids), accepted)
         record = self._record(sequence)
         if record is not None and round_.limit:
-            record.learn(round_.limit, len(round_.ids), examined, accepted)
+            record.learn(round_.limit, [reading.layer for reading in round_.readings], examined, accepted)
         return sequence.tokens[before:]
 
 

@@ -6,22 +6,23 @@ import itertools
 
 import pytest
 
-from eellm.decoding.draft_length import MAX_DRAFTS, AdaptiveLength, DraftCosts, measured_curve, tokens_per_cost
+from eellm.decoding.draft_length import MAX_DRAFTS, AdaptiveLength, Draft, DraftCosts, measured_curve, tokens_per_cost
 from eellm.decoding.model.segments import InferenceModel
 from tests import workers
 from tests.decoding.models import build, spec
 
-COSTS = DraftCosts(heads=2.0, early=10.0, late=20.0)
-FULL = COSTS.verification(0)
+DEEPEST = Draft(2.0, 10.0)
+COSTS = DraftCosts({4: DEEPEST}, full=30.0)
 
 
-def expectation(limit: int, drafts: float, accepts: float, costs: DraftCosts) -> float:
+def expectation(limit: int, drafts: float, accepts: float, costs: DraftCosts, draft: Draft) -> float:
     """Tokens over cost by going through all outcomes of a round."""
     tokens = cost = 0.0
     for made in range(limit + 1):
         likely = drafts**made * (1.0 if made == limit else 1 - drafts)
-        attempts = min(made + 1, limit)
-        cost += likely * (attempts * costs.heads + made * costs.early + costs.verification(made))
+        in_vain = costs.exits[4].heads if made < limit else 0.0
+        rows = draft.early + (costs.full - draft.early) * costs.curve[made]
+        cost += likely * (made * sum(draft) + in_vain + rows)
         for outcomes in itertools.product([True, False], repeat=made):
             kept = len(list(itertools.takewhile(bool, outcomes)))
             chance = accepts ** sum(outcomes) * (1 - accepts) ** (made - sum(outcomes))
@@ -31,13 +32,15 @@ def expectation(limit: int, drafts: float, accepts: float, costs: DraftCosts) ->
 
 @pytest.mark.parametrize("limit", [0, 1, 3, 5])
 @pytest.mark.parametrize(("drafts", "accepts"), [(1.0, 0.5), (0.7, 0.9), (0.2, 0.0), (0.0, 0.3)])
-def test_a_rounds_yield(limit: int, drafts: float, accepts: float) -> None:
-    costs = DraftCosts(2.0, 10.0, 20.0, tuple(1 + 0.1 * rows for rows in range(MAX_DRAFTS + 1)))
-    assert tokens_per_cost(limit, drafts, accepts, costs) == pytest.approx(expectation(limit, drafts, accepts, costs))
+@pytest.mark.parametrize("draft", [DEEPEST, Draft(0.5, 3.0)])
+def test_a_rounds_yield(limit: int, drafts: float, accepts: float, draft: Draft) -> None:
+    costs = DraftCosts({1: Draft(0.5, 3.0), 4: DEEPEST}, 30.0, tuple(1 + 0.1 * rows for rows in range(MAX_DRAFTS + 1)))
+    wanted = expectation(limit, drafts, accepts, costs, draft)
+    assert tokens_per_cost(limit, drafts, accepts, costs, draft) == pytest.approx(wanted)
 
 
 class ScriptedClock:
-    """Nothing is timed while the first round warms up; then rows pass in rows + 0, rows + 7 and rows + 1."""
+    """Nothing is timed while the first round warms up; then rows pass in rows + 3, rows + 7 and rows + 1."""
 
     def __init__(self) -> None:
         self.now, self.calls = 0.0, -MAX_DRAFTS - 1
@@ -45,7 +48,7 @@ class ScriptedClock:
     def __call__(self) -> float:
         round_, place = divmod(self.calls // 2, MAX_DRAFTS + 1)
         if self.calls > 0 and self.calls % 2:  # the end of a pass
-            self.now += place + 1 + (0.0, 7.0, 1.0)[round_]
+            self.now += place + 1 + (3.0, 7.0, 1.0)[round_]
         self.calls += 1
         return self.now
 
@@ -66,29 +69,34 @@ def test_ranks_with_fewer_rows_count_the_same_costs() -> None:
     first, second = workers.run(2, costs_of, 2)
     assert first == second
     (alone,) = workers.run(1, costs_of, 1)
-    assert first.heads < alone.heads
+    assert list(first.exits) == list(alone.exits)
+    assert first.deepest.heads < alone.deepest.heads
 
 
-def test_the_curve_is_of_medians_after_a_warm_up() -> None:
+def test_the_curve_is_of_the_shortest_times_after_a_warm_up() -> None:
     curve, calls = workers.run(1, scripted_curve)[0]
     assert calls == 3 * 2 * (MAX_DRAFTS + 1)
     assert curve == pytest.approx([(rows + 1) / 2 for rows in range(1, MAX_DRAFTS + 2)])
 
 
-def run(adaptive: AdaptiveLength, tokens: int, drafts_accepted: int, confident: bool = True) -> tuple[float, list[int]]:
-    """(cost over full depth's, lengths) of making tokens when the first `drafts_accepted` drafts of a round are right."""
-    cost, made, lengths = 0.0, 0, []
+def run(
+    adaptive: AdaptiveLength, tokens: int, drafts_accepted: int, confident: bool = True, layer: int = 4
+) -> tuple[float, list[int]]:
+    """(cost over full depth's, lengths) of making tokens when the first `drafts_accepted` drafts of a round are right, all of
+    which come from the exit behind a layer."""
+    cost, made, lengths, costs = 0.0, 0, [], adaptive.costs
+    draft = costs.exits[layer]
     while made < tokens:
         limit = adaptive.choose()
         drafted = limit if confident else 0
         accepted = min(drafted, drafts_accepted)
-        attempts = min(drafted + 1, limit)
-        cost += attempts * adaptive.costs.heads + drafted * adaptive.costs.early + adaptive.costs.verification(drafted)
+        in_vain = costs.deepest.heads if drafted < limit else 0.0
+        cost += drafted * sum(draft) + in_vain + costs.verification(drafted, draft.early)
         if limit:
-            adaptive.learn(limit, drafted, min(accepted + 1, drafted), accepted)
+            adaptive.learn(limit, [layer] * drafted, min(accepted + 1, drafted), accepted)
         made += accepted + 1
         lengths.append(limit)
-    return cost / (made * FULL), lengths
+    return cost / (made * costs.full), lengths
 
 
 @pytest.mark.parametrize("confident", [True, False])
@@ -116,6 +124,16 @@ def test_drafts_that_become_good_are_found() -> None:
 
 def test_dear_rows_keep_drafts_away() -> None:
     """Where two rows cost 1.67 times one, a draft that is right half of the time does not pay."""
-    dear = DraftCosts(2.0, 10.0, 20.0, (1.0, *(1.67,) * MAX_DRAFTS))
-    assert max(range(4), key=lambda limit: tokens_per_cost(limit, 1.0, 0.4, dear)) == 0
-    assert max(range(4), key=lambda limit: tokens_per_cost(limit, 1.0, 0.6, COSTS)) > 0
+    dear = DraftCosts(COSTS.exits, COSTS.full, (1.0, *(1.67,) * MAX_DRAFTS))
+    assert max(range(4), key=lambda limit: tokens_per_cost(limit, 1.0, 0.4, dear, DEEPEST)) == 0
+    assert max(range(4), key=lambda limit: tokens_per_cost(limit, 1.0, 0.6, COSTS, DEEPEST)) > 0
+
+
+def test_drafts_of_the_first_exit_pay_where_those_of_the_last_do_not() -> None:
+    costs = DraftCosts({3: Draft(1.0, 7.0), 9: Draft(3.0, 25.0)}, 30.0, tuple(1 + 0.2 * rows for rows in range(MAX_DRAFTS + 1)))
+    cost, lengths = run(AdaptiveLength(costs), 256, 3, layer=3)
+    assert cost < 0.8
+    assert max(lengths) >= 3
+    cost, lengths = run(AdaptiveLength(costs), 256, 1, layer=9)
+    assert cost < 1.035
+    assert lengths.count(0) > 200
