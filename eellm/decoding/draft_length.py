@@ -82,33 +82,24 @@ def tokens_per_cost(limit: int, drafts: float, accepts: float, costs: DraftCosts
 
 
 @dataclass
-class _Share:
-    """A running estimate of a probability; recent cases count more. It begins as if two cases had gone 60 to 40."""
+class _Mean:
+    """A running mean; recent cases count more. `total` and `cases` begin with what it is taken for before anything is known."""
 
-    hits: float = 1.2
+    total: float
     cases: float = 2.0
 
-    def learn(self, hits: int, cases: int) -> None:
+    def learn(self, total: float, cases: int) -> None:
         fading = _MEMORY**cases
-        self.hits, self.cases = self.hits * fading + hits, self.cases * fading + cases
+        self.total, self.cases = self.total * fading + total, self.cases * fading + cases
 
     @property
     def value(self) -> float:
-        return self.hits / max(self.cases, 1e-6)
+        return self.total / max(self.cases, 1e-6)
 
 
-@dataclass
-class _MeanDraft:
-    """A running estimate of what a draft reads. It begins as if two had come from the deepest exit, the others asked in vain."""
-
-    mean: Draft
-    cases: float = 2.0
-
-    def learn(self, made: Sequence[Draft]) -> None:
-        for draft in made:
-            faded = self.cases * _MEMORY
-            self.cases = faded + 1
-            self.mean = Draft(*((old * faded + new) / self.cases for old, new in zip(self.mean, draft, strict=True)))
+def _likely() -> _Mean:
+    """Of a probability, as if two cases had gone 60 to 40."""
+    return _Mean(1.2)
 
 
 @dataclass
@@ -120,14 +111,20 @@ class AdaptiveLength:
     """
 
     costs: DraftCosts
-    accepts: _Share = field(default_factory=_Share)
-    drafts: _Share = field(default_factory=_Share)
+    accepts: _Mean = field(default_factory=_likely)
+    drafts: _Mean = field(default_factory=_likely)
     ceiling: int = 1
     trials: int = 0
     since_probe: int = 0
 
     def __post_init__(self) -> None:
-        self.draft = _MeanDraft(self.costs.deepest)
+        # as if two drafts had come from the deepest exit, after the others were asked in vain
+        self._draft = [_Mean(2 * read) for read in self.costs.deepest]
+
+    @property
+    def draft(self) -> Draft:
+        """What a draft reads, in the mean."""
+        return Draft(*(mean.value for mean in self._draft))
 
     def choose(self) -> int:
         self.since_probe += 1
@@ -143,7 +140,9 @@ class AdaptiveLength:
     def learn(self, limit: int, layers: Sequence[int], examined: int, accepted: int) -> None:
         """After a round that might make `limit` drafts, made them at the exits behind `layers`, and had `accepted` of the
         `examined` ones accepted."""
-        self.draft.learn([self.costs.exits[layer] for layer in layers])
+        for layer in layers:
+            for mean, read in zip(self._draft, self.costs.exits[layer], strict=True):
+                mean.learn(read, 1)
         self.drafts.learn(len(layers), min(len(layers) + 1, limit))
         self.accepts.learn(accepted, examined)
         if accepted == limit:
@@ -152,11 +151,11 @@ class AdaptiveLength:
             self.ceiling = max(1, min(self.ceiling, accepted + 1))
 
     def _pays(self, limit: int) -> float:
-        return tokens_per_cost(limit, self.drafts.value, self.accepts.value, self.costs, self.draft.mean)
+        return tokens_per_cost(limit, self.drafts.value, self.accepts.value, self.costs, self.draft)
 
     def _probe_interval(self) -> int:
         """Rounds of one token each between probes."""
-        heads, early = self.draft.mean
+        heads, early = self.draft
         vain = heads + early + self.costs.verification(1, early) - self.costs.full
         probe = max(vain, self.costs.deepest.heads)
         return math.ceil(probe / (_PROBING_SHARE * self.costs.full))

@@ -16,6 +16,7 @@ from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.generation import Generation, generate_texts
 from eellm.decoding.model.kv_cache import KVCache
 from eellm.decoding.pipeline.follower import Follower
+from eellm.decoding.pipeline.links import MAX_IN_FLIGHT
 from eellm.decoding.pipeline.messages import Message
 from eellm.decoding.pipeline.mode import Pipelined
 from eellm.decoding.policy import Policy
@@ -143,15 +144,17 @@ def run_ahead(rank: int, spec: ModelSpec, policy: Policy, folder: Path, count: i
     outbox = decoder.mode.links._messages
     wait = outbox.wait
 
+    ahead: list[int] = []
+
     def watched(most: int = 0) -> None:
-        if len(outbox._batches) > most:
+        # the first time it waits is for the prompt, which was taken long ago: the second stage is held until it waits in earnest
+        if ahead and ahead[-1] == MAX_IN_FLIGHT:
             waits.touch()
         wait(most)
 
     outbox.wait = watched
     decoder.start((5, 17, 3), Request(count + 1))
     decoder.step()
-    ahead = []
     for sent in range(2, count + 2):
         decoder.step()
         ahead.append(sent - asked.stat().st_size)
