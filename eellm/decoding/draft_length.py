@@ -165,8 +165,9 @@ class AdaptiveLength:
 def measured_curve(model: InferenceModel, clock: Callable[[], float] = time.perf_counter, repeats: int = 3) -> tuple[float, ...]:
     """Time of 1, 2, .., MAX_DRAFTS + 1 rows through all MLPs over that of one row; equal on all tensor-parallel ranks.
 
-    All layers take part, so that weights come from memory as they do in decoding; two seconds and a half for a model of 100M parameters on one core.
-    On CUDA decoding repeats one-row passes as graphs and runs several rows eagerly, which this does not see.
+    All layers take part, so that weights come from memory as they do in decoding; two seconds and a half for a model of 100M
+    parameters on one core. On CUDA decoding repeats one-row passes as graphs and runs several rows eagerly, which this does not
+    see.
     """
     layers = [layer for segment in model.segments for layer in segment.layers]
     times: list[list[float]] = [[] for _ in range(MAX_DRAFTS + 1)]
