@@ -19,9 +19,9 @@ class ExitsAlone:
         engine, batch = variant.engine, variant.batch
         sums = LossSums()
         self.objectives = [
-            Objective(batch[index], variant.weights, engine.options, sums, engine.grad_scale) for index in range(len(batch))
+            Objective(batch[index], variant.weights, variant.options, sums, engine.grad_scale) for index in range(len(batch))
         ]
-        self.stages = [_StageExits(stage, variant) for stage in engine.chunks.stages if exits_of(stage)]
+        self.stages = [_StageExits(stage, variant) for stage in variant.chunks.stages if exits_of(stage)]
 
     def run(self) -> None:
         with cpu_stand_ins():  # as training runs

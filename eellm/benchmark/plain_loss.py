@@ -34,13 +34,13 @@ class LossAlone:
     """
 
     def __init__(self, variant: Variant):
-        (stage,) = variant.engine.chunks.stages
+        (stage,) = variant.chunks.stages
         shape, dtype, device = hidden_shape(variant), stage.config.params_dtype, variant.groups.device
         self.readouts = [*exits_of(stage), stage.readout("final")]
         self.hidden = [torch.randn(shape, dtype=dtype, device=device).requires_grad_() for _ in self.readouts]
         self.context = training_context(stage.spec, variant.batch[0].positions, None, dtype)
         self.weights = HeadWeights(variant.weights.values)
-        self.objective = Objective(variant.batch[0], self.weights, variant.engine.options, LossSums(), variant.engine.grad_scale)
+        self.objective = Objective(variant.batch[0], self.weights, variant.options, LossSums(), variant.engine.grad_scale)
         self.nothing = torch.zeros((), dtype=dtype, device=device).expand(shape)
 
     def ours(self) -> torch.Tensor:

@@ -17,6 +17,7 @@ from eellm.model.initialise import initialise
 from eellm.model.objective import LossSums, Objective, ObjectiveOptions
 from eellm.model.spec import ModelSpec, plan_stages
 from eellm.model.stage import Stage
+from eellm.schedule.invariants import most_in_flight
 
 _FP32 = 4
 
@@ -50,31 +51,22 @@ def step_memory(variants: Variants) -> StepMemory:
 def allowance(variant: Variant) -> int:
     """Twice the fp32 logits that exist at a time, and the hidden states that an exit at a stage's end keeps until the
     backward pass of their microbatch: the stage itself has no use for what it sent."""
-    stages = variant.engine.chunks.stages
-    ends = sum(1 for stage in stages if not stage.post_process and stage.segments[-1].exit is not None)
-    in_flight = passes_in_flight(variant.groups.layout, variant.groups.pp_rank, ends)
+    stages = variant.chunks.stages
+    ends = {stage.stage_spec.index for stage in stages if not stage.post_process and stage.segments[-1].exit is not None}
+    in_flight = most_in_flight(variant.program, ends)[variant.groups.pp_rank]
     return 2 * logits_bytes(variant) + in_flight * hidden_bytes(variant)
-
-
-def passes_in_flight(layout: ParallelLayout, pp_rank: int, chunks: int) -> int:
-    """Upper bound of the forward passes through `chunks` of a rank's chunks whose backward is still to come (1F1B and
-    interleaved 1F1B as megatron-core warms them up)."""
-    if layout.vp == 1:
-        return chunks * min(layout.num_microbatches, layout.pp - pp_rank)
-    warmup = 2 * (layout.pp - pp_rank - 1) + (layout.vp - 1) * layout.pp + 1
-    return min(chunks * layout.num_microbatches, warmup) if chunks else 0
 
 
 def logits_bytes(variant: Variant) -> int:
     """fp32 logits of one microbatch, or of one chunk where the loss is cut smaller; this rank's rows."""
     _, micro_batch, sequence = variant.batch.tokens.shape
-    tokens = min(variant.engine.options.chunk, micro_batch * sequence)
-    return tokens * variant.engine.chunks.stages[0].vocabulary.rows * _FP32
+    tokens = min(variant.options.chunk, micro_batch * sequence)
+    return tokens * variant.chunks.stages[0].vocabulary.rows * _FP32
 
 
 def hidden_bytes(variant: Variant) -> int:
     sequence, micro_batch, hidden = hidden_shape(variant)
-    return sequence * micro_batch * hidden * variant.engine.chunks.config.params_dtype.itemsize
+    return sequence * micro_batch * hidden * variant.chunks.config.params_dtype.itemsize
 
 
 class FirstStage:
@@ -100,12 +92,12 @@ class FirstStage:
 
     def growth(self, deferred: bool, in_flight: int) -> float:
         """Bytes that exits add to the peak for each further microbatch in flight, from 1 to `in_flight` of them."""
-        options = replace(self.variant.engine.options, deferred=deferred)
+        options = replace(self.variant.options, deferred=deferred)
         first, last = (self._added(options, number) for number in (1, in_flight))
         return (last - first) / (in_flight - 1)
 
     def _build(self, spec: ModelSpec) -> Stage:
-        chunks, groups = self.variant.engine.chunks, self.variant.groups
+        chunks, groups = self.variant.chunks, self.variant.groups
         layers = self.depth(self.variant.spec)
         plan = plan_stages(spec, ParallelLayout(pp=2), [layers, spec.num_layers - layers])
         with cpu_stand_ins():

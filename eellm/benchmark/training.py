@@ -16,6 +16,7 @@ from eellm.benchmark.step_memory import FirstStage, step_memory
 from eellm.benchmark.variants import Variant, Variants
 from eellm.config.schema import BenchmarkConfig
 from eellm.engine.executor import ProgramEngine
+from eellm.engine.megatron import MegatronEngine
 from eellm.engine.schedules import pipeline_schedule
 
 TIME_TARGET = 1.05
@@ -28,7 +29,7 @@ def training_figures(variants: Variants, options: BenchmarkConfig) -> list[Figur
     figures = time_figures(variants, options) + memory_figures(variants)
     if FirstStage.depth(variants.with_exits.spec):
         figures += growth_figures(variants.with_exits, options.in_flight)
-    if layout.pp > 1:
+    if layout.pp > 1 and isinstance(variants.with_exits.engine, MegatronEngine):
         figures += executor_figures(variants.with_exits, options)
     if layout.num_stages == layout.tp == 1:
         figures += plain_figures(variants.with_exits, options)
@@ -56,9 +57,8 @@ def time_figures(variants: Variants, options: BenchmarkConfig) -> list[Figure]:
 
 def executor_figures(variant: Variant, options: BenchmarkConfig) -> list[Figure]:
     """megatron-core's schedule of the layout against the executor that runs it as a program, on the same chunks."""
-    chunks = variant.engine.chunks
-    layout = chunks.groups.layout
-    executor = ProgramEngine(chunks, variant.engine.options, pipeline_schedule(layout))
+    chunks = variant.chunks
+    executor = ProgramEngine(chunks, variant.options, pipeline_schedule(chunks.groups.layout))
     works: dict[str, Work] = {"megatron": variant.run, "executor": lambda: executor.run(variant.batch, variant.weights)}
     seconds = alternate(works, CriticalPath(chunks.groups.device).seconds, options.pairs, options.warmup)
     ratios = _ratios(seconds["executor"], seconds["megatron"])

@@ -35,11 +35,11 @@ TASK_READS: dict[str, tuple[str, ...]] = {
     "quickstart": (*_TRAINING, "evaluation", "decoding", "exit_policy"),
     "train": _TRAINING,
     "evaluate": (
-        *("data", "parallel", "schedule", "precision", "evaluation", "logger", "trainer.loss_chunk"),
+        *("data", "parallel", "precision", "evaluation", "logger", "trainer.loss_chunk"),
         *("decoding", "exit_policy"),
     ),
     "calibrate": (
-        *("data", "parallel", "schedule", "precision", "calibration", "logger", "trainer.loss_chunk"),
+        *("data", "parallel", "precision", "calibration", "logger", "trainer.loss_chunk"),
         "exit_policy",
     ),
     "generate": ("parallel", "precision", "decoding", "exit_policy", "logger"),
@@ -50,7 +50,7 @@ TASK_READS: dict[str, tuple[str, ...]] = {
         *("decoding.max_new_tokens", "decoding.max_pending", "decoding.draft_length", "decoding.compile", "exit_policy"),
     ),
     "tune": (
-        *("exits", "loss_weights", "parallel", "schedule", "data", "optimizer", "lr_schedule", "precision", "trainer", "tuning"),
+        *("exits", "loss_weights", "parallel", "data", "optimizer", "lr_schedule", "precision", "trainer", "tuning"),
         "device_profile",
         *("evaluation.batches", "evaluation.thresholds", "evaluation.calibration_bins", "logger", "debug"),
     ),
@@ -67,14 +67,14 @@ _BATCHES = ("split", "sequence_length", "micro_batch_size", "global_batch_size",
 _PROMPTS = ("decoding.prompts", "decoding.stop")
 _GENERATION = tuple(f"decoding.{key}" for key in ("stop_at_eos", "max_tokens"))
 _STEP_BENCHMARKS = (
-    *("model.attention", "loss_weights", "schedule", "trainer.loss_chunk", "data.micro_batch_size", "data.global_batch_size"),
+    *("model.attention", "loss_weights", "trainer.loss_chunk", "data.micro_batch_size", "data.global_batch_size"),
 )
-_WHOLE_STEPS = ("trainer.recompute", "exits.deferred")
+_WHOLE_STEPS = ("schedule", "trainer.recompute", "exits.deferred")
 _BACKWARD_THROUGH_LAYERS = (
     *("loss_weights.final", "exits.deferred", "trainer.recompute"),
     *("optimizer.overlap_grad_reduce", "optimizer.overlap_param_gather"),
 )
-_ON_HELD_OUT_TEXT = ("data", "schedule", *(f"evaluation.{key}" for key in ("batches", "speed_thresholds", "calibration_bins")))
+_ON_HELD_OUT_TEXT = ("data", *(f"evaluation.{key}" for key in ("batches", "speed_thresholds", "calibration_bins")))
 _ON_TASKS = tuple(f"evaluation.{key}" for key in ("tasks", "include_path", "limit", "num_fewshot", "batch_size", "bootstrap"))
 _DECODING_BENCHMARK = ("decoding", "exit_policy", "benchmark.decodings", "benchmark.thresholds", "benchmark.batches")
 
@@ -218,6 +218,11 @@ def _chosen(groups: dict[str, Any], choice: str) -> list[str]:
         compared = list(groups["evaluation"].compared_modes(value))
         return compared if task == "evaluate" else [value, *compared]
     return [value]
+
+
+def trains_all_layers(task: TaskConfig, benchmark: BenchmarkConfig) -> bool:
+    """Whether microbatches are run forward and backward by the schedule."""
+    return task.name in ("quickstart", "train") or (task.name == "benchmark" and benchmark.name in ("training", "planner"))
 
 
 def measures_decoding(task: TaskConfig, benchmark: BenchmarkConfig) -> bool:

@@ -46,12 +46,14 @@ def checked(program: Program, exit_stages: Collection[int] | None = None, in_fli
     return program
 
 
-def most_in_flight(program: Program) -> list[int]:
-    """By rank: the most forward passes, over its chunks, whose activations exist at a time."""
+def most_in_flight(program: Program, stages: Collection[int] | None = None) -> list[int]:
+    """By rank: the most forward passes, over its chunks, whose activations exist at a time. `stages`: of these alone."""
     peaks = []
     for rank, actions in enumerate(program.computation.ranks):
         current = peak = 0
         for action in actions:
+            if stages is not None and program.stage(rank, action.chunk) not in stages:
+                continue
             current += action.kind is Kind.FORWARD
             peak = max(peak, current)
             current -= action.kind is _releasing(program, rank, action)

@@ -41,6 +41,14 @@ def memory_of_a_step(rank: int, *overrides: str) -> StepMemory:
         return step_memory(variants)
 
 
+def programs(rank: int, *overrides: str) -> tuple[str, str]:
+    """Names of what runs with exits and without, after a step of each."""
+    with variants_of(*overrides) as variants:
+        for variant in (variants.with_exits, variants.without_exits):
+            variant.run()
+        return variants.with_exits.program.name, variants.without_exits.program.name
+
+
 def growth(rank: int, in_flight: int, *overrides: str) -> dict[str, float]:
     with variants_of(*overrides) as variants:
         stage = FirstStage(variants.with_exits)
@@ -53,7 +61,7 @@ def growth(rank: int, in_flight: int, *overrides: str) -> dict[str, float]:
 
 
 def _gradients(variant: Variant) -> dict[str, torch.Tensor]:
-    (stage,) = variant.engine.chunks.stages
+    (stage,) = variant.chunks.stages
     return {name: parameter.main_grad.clone() for name, parameter in stage.named_parameters()}
 
 
@@ -63,7 +71,7 @@ def losses_and_gradients(rank: int, *overrides: str) -> dict[str, tuple]:
     with variants_of(*overrides) as variants:
         loss = LossAlone(variants.with_exits)
         for name, work in {"ours": loss.ours, "plain": loss.plain}.items():
-            variants.with_exits.engine.chunks.zero_grad()
+            variants.with_exits.chunks.zero_grad()
             value = work()
             hidden = [states.grad.clone() for states in loss.hidden]
             results[name] = (value.item(), _plain(hidden), _plain(_gradients(variants.with_exits).values()))
@@ -74,7 +82,7 @@ def gradients_of_the_exits(rank: int) -> tuple[list, list]:
     """What the exits alone leave in the gradient buffers after all microbatches, and what plain autograd gives."""
     with variants_of() as variants:
         variant = variants.with_exits
-        chunks = variant.engine.chunks
+        chunks = variant.chunks
         alone = ExitsAlone(variant)
         (exits,) = alone.stages
         chunks.zero_grad()

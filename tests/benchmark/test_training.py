@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eellm.benchmark.step_memory import passes_in_flight
-from eellm.layout import ParallelLayout
 from tests import workers
-from tests.benchmark.models import gradients_of_the_exits, growth, losses_and_gradients, memory_of_a_step
+from tests.benchmark.models import gradients_of_the_exits, growth, losses_and_gradients, memory_of_a_step, programs
 
 LABELS = 16 * 2 * (8 + 4)
 """Bytes of a microbatch's labels and mask, which an exit keeps with its hidden states."""
@@ -17,6 +15,7 @@ LAYOUTS = {
     "pp2": (2, ["parallel=pp2"]),
     "pp2_boundary_start": (2, ["parallel=pp2", "exits.boundary=start"]),
     "pp2_exits_on_one_stage": (2, ["parallel=pp2", "exits.layers=[3]", "loss_weights.values=1.0"]),
+    "pp2_vp2": (2, ["parallel=pp2_vp2"]),
     "tp2": (2, ["parallel=tp2"]),
 }
 
@@ -72,12 +71,19 @@ def test_the_exits_alone_do_the_exits_work() -> None:
         np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5 * max(1.0, np.abs(plain).max()))
 
 
-def test_passes_in_flight() -> None:
-    def layout(**sizes: int) -> ParallelLayout:
-        return ParallelLayout(**sizes, global_batch_size=8)
+@pytest.mark.dist
+def test_it_runs_the_schedule_of_the_config() -> None:
+    """GPipe keeps the activations of all four microbatches where 1F1B keeps those of two, with exits and without."""
+    one_f_one_b, gpipe = (
+        workers.run(2, memory_of_a_step, "parallel=pp2", f"schedule={name}")[0] for name in ("one_f_one_b", "gpipe")
+    )
+    assert gpipe.without_exits > one_f_one_b.without_exits
+    assert gpipe.with_exits > one_f_one_b.with_exits
+    assert one_f_one_b.allowance < gpipe.allowance
+    assert gpipe.difference <= gpipe.allowance
 
-    assert [passes_in_flight(layout(pp=4), rank, 1) for rank in range(4)] == [4, 3, 2, 1]
-    assert passes_in_flight(ParallelLayout(pp=4, global_batch_size=2), 0, 1) == 2, "no more than there are"
-    assert passes_in_flight(layout(pp=4), 0, 0) == 0, "nothing kept by a stage that does not end in an exit"
-    # interleaved, rank 0 of 2: one round of both chunks and two passes ahead before the first backward
-    assert passes_in_flight(layout(pp=2, vp=2), 0, 2) == 5
+
+@pytest.mark.dist
+def test_bubbles_that_nothing_can_fill_without_exits() -> None:
+    overrides = ["parallel=pp4", "schedule=bubble_filling", "data.global_batch_size=16"]
+    assert workers.run(4, programs, *overrides)[0] == ("bubble_filling", "one_f_one_b")

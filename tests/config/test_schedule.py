@@ -35,6 +35,17 @@ def test_is_refused(overrides: list[str], path: str, words: str) -> None:
     assert any(problem.path == path and words in problem.reason for problem in refused.value.problems), refused.value
 
 
+@pytest.mark.parametrize(("benchmark", "refused"), [("training", True), ("planner", True), ("decoding", False)])
+def test_bubbles_of_the_benchmarks_that_train(benchmark: str, refused: bool) -> None:
+    task = ["task=benchmark", f"benchmark={benchmark}", "parallel=pp2"]
+    if not refused:
+        assert compose(task).schedule.name == "auto"
+    with pytest.raises(ConfigError) as error:
+        compose([*task, "schedule=bubble_filling"])
+    (problem,) = error.value.problems
+    assert ("no microbatch fits" in problem.reason) == refused, problem
+
+
 def test_fewer_fillers_leave_whole_microbatches() -> None:
     batch = ["data.micro_batch_size=1", "data.global_batch_size=4"]
     fill = ["schedule.part_one=1", "schedule.part_two=0"]

@@ -43,6 +43,15 @@ def test_interleaved(pp: int, groups: int, chunks: int) -> None:
     assert most_in_flight(program) == [min(total, 2 * (pp - rank - 1) + (chunks - 1) * pp + 1) for rank in range(pp)]
 
 
+def test_in_flight_through_some_stages() -> None:
+    assert most_in_flight(one_f_one_b(4, 8), {0, 2}) == [4, 0, 2, 0]
+    assert most_in_flight(one_f_one_b(4, 2), {0}) == [2, 0, 0, 0], "no more than there are"
+    # both chunks of rank 0: two microbatches through the first, two through the second, one more before the first backward
+    assert most_in_flight(interleaved(2, 4, 2)) == [5, 3]
+    assert most_in_flight(interleaved(2, 4, 2), {0}) == [4, 0], "a fourth is in before the first comes back to this chunk"
+    assert most_in_flight(interleaved(2, 4, 2), {2}) == [2, 0]
+
+
 @settings(deadline=None, max_examples=60)
 @given(pp=st.integers(1, 8), microbatches=MICROBATCHES, chunks=CHUNKS)
 def test_forward_only_in_chunks(pp: int, microbatches: int, chunks: int) -> None:

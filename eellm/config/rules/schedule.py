@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from eellm.config.request import Request
-from eellm.config.schema import Config, DataConfig, DebugConfig, ParallelConfig, ScheduleConfig, TaskConfig
+from eellm.config.request import Request, trains_all_layers
+from eellm.config.schema import BenchmarkConfig, Config, DataConfig, DebugConfig, ParallelConfig, ScheduleConfig, TaskConfig
 from eellm.errors import Problem
 from eellm.plan.iteration import with_ratio
 from eellm.schedule.bubble_filling import most_fillers
@@ -39,13 +39,14 @@ def engine_runs_the_schedule(schedule: ScheduleConfig) -> Problems:
 def fillers_leave_whole_microbatches(
     groups: dict[str, Any],
     task: TaskConfig,
+    benchmark: BenchmarkConfig,
     schedule: ScheduleConfig,
     parallel: ParallelConfig,
     data: DataConfig,
     request: Request,
 ) -> Problems:
     """Bubble filling has bubbles that a microbatch fits into, and fills them with fewer microbatches than there are."""
-    if schedule.name != "bubble_filling" or task.name not in ("train", "quickstart"):
+    if schedule.name != "bubble_filling" or not trains_all_layers(task, benchmark):
         return
     ratio = schedule.backward_forward_ratio or _profiles_ratio(groups)
     if ratio is None:
