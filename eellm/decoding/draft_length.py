@@ -120,6 +120,7 @@ class AdaptiveLength:
     def __post_init__(self) -> None:
         # as if two drafts had come from the deepest exit, after the others were asked in vain
         self._draft = [_Mean(2 * read) for read in self.costs.deepest]
+        self._settled: tuple[int, int] | None = None  # the best length and the probes' interval, until a round teaches more
 
     @property
     def draft(self) -> Draft:
@@ -131,8 +132,10 @@ class AdaptiveLength:
         if self.trials < _TRIALS:
             self.trials += 1
             return 1
-        best = max(range(self.ceiling + 1), key=self._pays)
-        if best == 0 and self.since_probe < self._probe_interval():
+        if self._settled is None:
+            self._settled = max(range(self.ceiling + 1), key=self._pays), self._probe_interval()
+        best, interval = self._settled
+        if best == 0 and self.since_probe < interval:
             return 0
         self.since_probe = 0
         return max(best, 1)
@@ -140,6 +143,7 @@ class AdaptiveLength:
     def learn(self, limit: int, layers: Sequence[int], examined: int, accepted: int) -> None:
         """After a round that might make `limit` drafts, made them at the exits behind `layers`, and had `accepted` of the
         `examined` ones accepted."""
+        self._settled = None
         for layer in layers:
             for mean, read in zip(self._draft, self.costs.exits[layer], strict=True):
                 mean.learn(read, 1)

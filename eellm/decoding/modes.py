@@ -49,8 +49,7 @@ class WholeModel:
     def prefill(self, sequences: Sequence[Continuation], ends: Sequence[int]) -> Emitted:
         runner, queues = self.runner, [sequence.queue for sequence in sequences]
         runner.push(queues, [sequence.ids[:end] for sequence, end in zip(sequences, ends, strict=True)])
-        for index in range(len(runner.model.segments)):
-            runner.advance(queues, index)
+        runner.finish(queues)
         runner.fill_blocks(queues)
         whole = [sequence for sequence in sequences if sequence.entered]
         if not whole:

@@ -41,6 +41,10 @@ class Boundary:
         self.taken, self.waiting = self.taken + self.waiting, 0
         return states
 
+    def pass_by(self, tokens: int) -> None:
+        """As put and taken at once; nothing may wait."""
+        self.taken += tokens
+
     def truncate(self, tokens: int) -> None:
         """Forget everything after a sequence's first `tokens`."""
         keep = max(0, tokens - self.taken)
@@ -120,22 +124,34 @@ class SegmentRunner:
             if states.shape[0]:
                 queue.before[0].put(states)
 
-    def advance(self, queues: Sequence[SegmentQueue], index: int) -> None:
-        """Take everything that waits in front of a segment through it; something must wait in every queue."""
-        segment = self.model.segments[index]
-        hidden, spans = self._take(queues, [queue.before[index] for queue in queues])
-        if segment.layers and self.graphs is not None and self.graphs.serves(spans):
-            hidden = self.graphs.forward(index, hidden, queues[0].kv, spans)
-        else:
-            hidden = segment.forward(hidden, self._context(queues, spans))
-        if segment.layers:  # a stage may begin with an exit
-            self.counters.add_forward(len(segment.layers), hidden.shape[0], self.model.segment_bytes[index])
+    def advance(self, queues: Sequence[SegmentQueue], first: int, last: int | None = None) -> None:
+        """Take everything that waits in front of a segment through it, or on to the end of segment `last`, if nothing waits on
+        the way; something must wait in every queue."""
+        last = first if last is None else last
+        hidden, spans = self._take(queues, [queue.before[first] for queue in queues])
+        for index in range(first, last + 1):
+            hidden = self._through(index, hidden, queues, spans)
+            if index in self.model.blocks:
+                for queue, states in zip(queues, hidden.split([span.count for span in spans]), strict=True):
+                    queue.before_block[index].put(states)
         for queue, states in zip(queues, hidden.split([span.count for span in spans]), strict=True):
             queue.arrived = states
-            if index + 1 < len(queue.before):
-                queue.before[index + 1].put(states)
-            if index in queue.before_block:
-                queue.before_block[index].put(states)
+            for passed in queue.before[first + 1 : last + 1]:
+                passed.pass_by(states.shape[0])
+            if last + 1 < len(queue.before):
+                queue.before[last + 1].put(states)
+
+    def finish(self, queues: Sequence[SegmentQueue]) -> None:
+        """Take every pending token through all segments; of blocks see `fill_blocks`."""
+        first, count = 0, len(self.model.segments)
+        while first < count:
+            last = first
+            while last + 1 < count and not any(queue.before[last + 1].waiting for queue in queues):
+                last += 1
+            waiting = [queue for queue in queues if queue.before[first].waiting]
+            if waiting:
+                self.advance(waiting, first, last)
+            first = last + 1
 
     def read_exit(self, queues: Sequence[SegmentQueue], index: int) -> Reading:
         """What the exit behind a segment says about each queue's newest token, which has just passed the segment."""
@@ -169,11 +185,17 @@ class SegmentRunner:
 
     def drain(self, queues: Sequence[SegmentQueue]) -> None:
         """Take every pending token through all segments: the KV cache is then complete."""
-        for index in range(len(self.model.segments)):
-            waiting = [queue for queue in queues if queue.before[index].waiting]
-            if waiting:
-                self.advance(waiting, index)
+        self.finish(queues)
         self.fill_blocks(queues)
+
+    def _through(self, index: int, hidden: torch.Tensor, queues: Sequence[SegmentQueue], spans: list[Span]) -> torch.Tensor:
+        segment = self.model.segments[index]
+        if not segment.layers:  # a stage may begin with an exit
+            return hidden
+        self.counters.add_forward(len(segment.layers), hidden.shape[0], self.model.segment_bytes[index])
+        if self.graphs is not None and self.graphs.serves(spans):
+            return self.graphs.forward(index, hidden, queues[0].kv, spans)
+        return segment.forward(hidden, self._context(queues, spans))
 
     def _take(self, queues: Sequence[SegmentQueue], places: Sequence[Boundary]) -> tuple[torch.Tensor, list[Span]]:
         """All that wait at a place of each queue [r, 1, h], and whose rows they are."""

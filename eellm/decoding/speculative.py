@@ -114,10 +114,7 @@ class SelfSpeculative(WholeModel):
     def _verify(self, rounds: list[_Round]) -> Emitted:
         runner, queues = self.runner, [round_.queue for round_ in rounds]
         runner.push(queues, [round_.text for round_ in rounds])
-        for index in range(len(runner.model.segments)):
-            waiting = [queue for queue in queues if queue.before[index].waiting]
-            if waiting:
-                runner.advance(waiting, index)
+        runner.finish(queues)
         final = runner.read_final(queues, newest_only=False)
         emitted: Emitted = []
         first = 0
@@ -140,8 +137,8 @@ class SelfSpeculative(WholeModel):
             examined, accepted = examined + 1, accepted + int(kept)
         if accepted == len(round_.ids) and sequence.end is None:
             sequence.emit_from(rows[-1])
-        round_.queue.truncate(len(sequence.ids) - 1)
         if round_.ids:
+            round_.queue.truncate(len(sequence.ids) - 1)
             self.runner.counters.add_verification(len(round_.ids), accepted)
         record = self._record(sequence)
         if record is not None and round_.limit:

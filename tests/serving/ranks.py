@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import httpx
 
+from eellm.decoding.pipeline.follower import Follower
 from eellm.mcore.groups import init_groups, pick_device
 from eellm.model.spec import tied_stages
 from eellm.serving.server import address_of, listen
@@ -36,13 +39,6 @@ def answers_of_ranks(rank: int, overrides: list[str], folder: Path, asked: list[
 
 def failure_of_a_silent_rank(rank: int, overrides: list[str], folder: Path, seconds: float) -> tuple[str, int, float]:
     """Rank 1 is there and does nothing: how rank 0's service ends, what its client is told, and after how many seconds."""
-    if rank > 0:
-        import eellm.tasks.serve as task
-
-        task.Follower.follow = lambda follower: time.sleep(seconds)  # type: ignore[method-assign]
-        import eellm.serving.ranks as ranks
-
-        ranks.Ranks.follow = lambda tied, replica: time.sleep(seconds)  # type: ignore[method-assign]
     statuses: list[int] = []
 
     def ask(url: str) -> None:
@@ -51,7 +47,9 @@ def failure_of_a_silent_rank(rank: int, overrides: list[str], folder: Path, seco
 
     began = time.monotonic()
     try:
-        _serve(rank, overrides, folder, threading.Event(), ask)
+        # a rank's process is reused: what is put in place of a method must go again
+        with patch.object(Follower, "follow", lambda _: time.sleep(seconds)) if rank > 0 else nullcontext():
+            _serve(rank, overrides, folder, threading.Event(), ask)
     except Exception as error:
         return type(error).__name__, statuses[0], time.monotonic() - began
     return "", 0, 0.0

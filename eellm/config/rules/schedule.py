@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from eellm.config.request import Request, trains_all_layers
-from eellm.config.schema import BenchmarkConfig, Config, DataConfig, DebugConfig, ParallelConfig, ScheduleConfig, TaskConfig
+from eellm.config.schema import Config, DataConfig, DebugConfig, ParallelConfig, ScheduleConfig, TaskConfig
 from eellm.errors import Problem
 from eellm.plan.iteration import with_ratio
 from eellm.schedule.bubble_filling import most_fillers
@@ -36,39 +36,38 @@ def engine_runs_the_schedule(schedule: ScheduleConfig) -> Problems:
         yield Problem("schedule.engine", schedule.engine, reason, "schedule.engine=auto")
 
 
-def fillers_leave_whole_microbatches(
-    groups: dict[str, Any],
-    task: TaskConfig,
-    benchmark: BenchmarkConfig,
-    schedule: ScheduleConfig,
-    parallel: ParallelConfig,
-    data: DataConfig,
-    request: Request,
-) -> Problems:
-    """Bubble filling has bubbles that a microbatch fits into, and fills them with fewer microbatches than there are."""
-    if schedule.name != "bubble_filling" or not trains_all_layers(task, benchmark):
-        return
-    ratio = schedule.backward_forward_ratio or _profiles_ratio(groups)
-    if ratio is None:
-        return
-    most = most_fillers(parallel.pp, ratio)
-    if most == 0:
+def bubbles_hold_a_microbatch(groups: dict[str, Any], schedule: ScheduleConfig, parallel: ParallelConfig) -> Problems:
+    ratio = _ratio_of_filling(groups, schedule)
+    if ratio is not None and most_fillers(parallel.pp, ratio) == 0:
         reason = f"no microbatch fits into the bubbles of {parallel.pp} stages with schedule.backward_forward_ratio={ratio:.3g}"
         yield Problem("schedule.name", schedule.name, reason, "more stages (parallel.pp=4), or schedule=auto")
+
+
+def fillers_leave_whole_microbatches(
+    groups: dict[str, Any], schedule: ScheduleConfig, parallel: ParallelConfig, data: DataConfig, request: Request
+) -> Problems:
+    """Bubble filling fills bubbles with fewer microbatches than there are."""
+    ratio, dp = _ratio_of_filling(groups, schedule), request.data_parallel(parallel)
+    if ratio is None or dp is None:
         return
-    dp = request.data_parallel(parallel)
-    if dp is None:
-        return
-    unit = data.micro_batch_size * dp
+    unit, most = data.micro_batch_size * dp, most_fillers(parallel.pp, ratio)
     fillers = sum(most if count is None else min(count, most) for count in (schedule.part_one, schedule.part_two))
     sizes = {"data.global_batch_size": data.global_batch_size}
     if data.ramp_up is not None:
         sizes["data.ramp_up.start"] = data.ramp_up.start
     for path, size in sizes.items():
-        if size // unit <= fillers:
+        if fillers and size // unit <= fillers:
             reason = f"makes {size // unit} microbatches, of which {fillers} would fill bubbles and none would be whole"
             fix = f"{path}={(fillers + 1) * unit} or more, or smaller schedule.part_one and part_two"
             yield Problem(path, size, reason, fix)
+
+
+def _ratio_of_filling(groups: dict[str, Any], schedule: ScheduleConfig) -> float | None:
+    """Backward over forward time where bubbles are filled; None elsewhere, and where other keys must be right first."""
+    task, benchmark = groups.get("task"), groups.get("benchmark")
+    if schedule.name != "bubble_filling" or task is None or benchmark is None or not trains_all_layers(task, benchmark):
+        return None
+    return schedule.backward_forward_ratio or _profiles_ratio(groups)
 
 
 def _profiles_ratio(groups: dict[str, Any]) -> float | None:
@@ -91,6 +90,7 @@ def timeline_is_the_executors(task: TaskConfig, schedule: ScheduleConfig, debug:
 RULES: list[Callable[..., Problems]] = [
     schedule_suits_the_stages,
     engine_runs_the_schedule,
+    bubbles_hold_a_microbatch,
     fillers_leave_whole_microbatches,
     timeline_is_the_executors,
 ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from eellm.decoding.model.kv_cache import KVCache, KVShape
+from eellm.decoding.model.lean_embedding import LeanEmbedding
 from eellm.decoding.model.lean_head import LeanHead
 from eellm.decoding.model.lean_layer import DecodingContext, LeanLayer
 from eellm.decoding.model.ragged import RaggedKV, Span
@@ -45,7 +46,8 @@ class InferenceModel:
     def __init__(self, stage: Stage, active: Sequence[int] = ()):
         assert not stage.config.sequence_parallel, "build the stage for decoding without sequence parallelism"
         store_columns_together(stage.parameters())
-        self.spec, self.embedding = stage.spec, stage.embedding
+        self.spec, self.vocabulary = stage.spec, stage.vocabulary
+        self.embedding = None if stage.embedding is None else LeanEmbedding(stage.embedding, stage.vocabulary)
         self.segments = _cut(stage, active)
         self.final = stage.readout("final") if stage.post_process else None
         exits = {index: segment.exit for index, segment in enumerate(self.segments) if segment.exit is not None}
@@ -57,7 +59,6 @@ class InferenceModel:
         self.block_bytes = {index: _bytes(block.parameters()) for index, block in self.blocks.items()}
         self.head_bytes = {readout.name: readout_bytes(readout) for readout in heads}
         self.dtype = stage.config.params_dtype
-        self.vocabulary = stage.vocabulary
         self.device = next(stage.parameters()).device
         self.spare_places = 0  # in a slot of its caches
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -78,8 +79,7 @@ class InferenceModel:
     def embed(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Token ids at their positions -> [r, 1, h]."""
         assert self.embedding is not None, "tokens enter on the first stage"
-        tokens, places = torch.tensor([ids, positions], device=self.device).unsqueeze(1)
-        return self.embedding(tokens, places)
+        return self.embedding(ids, positions)
 
     def features(self, readout: Readout, hidden: torch.Tensor, context: DecodingContext | None = None) -> torch.Tensor:
         """[r, 1, h] -> [r, 1, h], what a head multiplies with its output matrix."""
