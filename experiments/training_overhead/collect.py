@@ -12,51 +12,61 @@ from eellm.report.drawing import line_with_bars, mode_style
 from eellm.report.study_plot import save_panels
 
 HERE = Path(__file__).parent
-BESIDE = 0.04
+BESIDE = 0.03
 """How far neighbouring curves are moved, in exits."""
+LAYOUTS = {
+    (1, 1, "auto"): "one rank",
+    (2, 1, "auto"): "2 stages, 1F1B",
+    (2, 1, "gpipe"): "2 stages, GPipe",
+    (2, 2, "auto"): "2 x 2 chunks, interleaved",
+}
+"""(parallel.pp, parallel.vp, schedule.name) -> what it is called, in the order of the figure."""
 FIGURES = {
     "time/without_exits": "seconds_without",
     "time/with_exits": "seconds_with",
     "time/added": "seconds_added",
     "time/exits_alone": "seconds_exits_alone",
+    "time/ratio": "ratio_to_exits_alone",
     "memory/without_exits": "megabytes_without",
     "memory/with_exits": "megabytes_with",
     "memory/added": "megabytes_added",
+    "executor/ratio": "executor_ratio",
 }
 
 
 def collected(folder: str) -> pd.DataFrame:
-    """A row for each setting; times are medians of alternating pairs, `low` and `high` their difference's 95 % interval."""
+    """A row for each setting; times are medians of alternating pairs, `low` and `high` the 95 % interval of what is added."""
     figures = run_table(load_runs(folder), "benchmark")
+    settings = figures[["parallel.pp", "parallel.vp", "schedule.name"]].itertuples(index=False)
+    figures["layout"] = [LAYOUTS[tuple(setting)] for setting in settings]
     figures["exits"] = figures["exits.layers"].str.count(",") + 1
-    setting = ["exits", "exits.deferred", "exits.boundary"]
+    setting = ["layout", "exits", "exits.boundary", "exits.deferred"]
     table = figures.pivot(index=setting, columns="name", values="value")[list(FIGURES)].rename(columns=FIGURES)
     added = figures[figures["name"] == "time/added"].set_index(setting)
     table[["low", "high"]] = added[["low", "high"]]
-    table["time_share"] = table["seconds_added"] / table["seconds_without"]
-    return (
-        table.reset_index()
-        .rename(columns=lambda name: name.removeprefix("exits."))
-        .sort_values(["exits", "deferred", "boundary"])
-    )
+    for share, seconds in {"time_share": "seconds_added", "share_low": "low", "share_high": "high"}.items():
+        table[share] = table[seconds] / table["seconds_without"]
+    table = table.reset_index().rename(columns=lambda name: name.removeprefix("exits."))
+    return table.sort_values(setting[:2] + ["boundary", "deferred"], key=_places, ignore_index=True)
+
+
+def _places(column: pd.Series) -> pd.Series:
+    return column.map(list(LAYOUTS.values()).index) if column.name == "layout" else column
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Colour and marker say where the exit on the boundary stands; full lines and markers are deferred exits."""
-    groups = list(table.groupby(["boundary", "deferred"]))
-    boundaries = list(dict.fromkeys(boundary for (boundary, _), _ in groups))
+    """Colour and marker say the layout; full lines and markers are deferred exits. Exits between stages end the first."""
+    at_the_end = table[table["boundary"] == "end"]
+    groups = list(at_the_end.groupby(["layout", "deferred"], sort=False))
+    layouts = list(LAYOUTS.values())
 
     def curves(axes, ink, column: str, label: str, bars: bool) -> None:
-        for index, ((boundary, deferred), rows) in enumerate(groups):
-            full = str(deferred) == "True"
-            style = {**mode_style(boundaries.index(boundary), ink), "linestyle": "-" if full else (0, (3, 2))}
-            style |= {} if full else {"markerfacecolor": ink.background}
-            style["label"] = f"{boundary}, {'deferred' if full else 'eager'}"
-            interval = [
-                rows[column] - rows["low"] / rows["seconds_without"],
-                rows["high"] / rows["seconds_without"] - rows[column],
-            ]
-            line_with_bars(axes, rows["exits"] + BESIDE * (index - 2.5), rows[column], interval if bars else None, style)
+        for index, ((layout, deferred), rows) in enumerate(groups):
+            style = mode_style(layouts.index(layout), ink) | {"label": f"{layout}, {'deferred' if deferred else 'eager'}"}
+            style |= {"linestyle": "-"} if deferred else {"linestyle": (0, (3, 2)), "markerfacecolor": ink.background}
+            interval = [rows[column] - rows["share_low"], rows["share_high"] - rows[column]]
+            places = rows["exits"] + BESIDE * (index - (len(groups) - 1) / 2)
+            line_with_bars(axes, places, rows[column], interval if bars else None, style)
         axes.axhline(0.0, color=ink.muted, linewidth=1.0)
         axes.set_xticks([1, 2, 3])
         axes.set_xlabel("exits")
