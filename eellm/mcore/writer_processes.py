@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import errno
 import os
+import pickle
+import queue
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.managers import SyncManager
+from typing import Any
 
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
@@ -25,7 +28,8 @@ def bound_children() -> Iterator[None]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited; a signal that arrives meanwhile waits
     _starting = os.getpid()
     try:
-        _start_results_queue()
+        if filesystem_async._results_queue is None:
+            filesystem_async._results_queue = _Results()
         yield
     finally:
         _starting = 0
@@ -44,9 +48,28 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _start_results_queue() -> None:
-    """The queue that megatron-core would make itself, in a process of its own, which does not end with this one."""
-    if filesystem_async._results_queue is None:
-        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
-        manager.start(end_with_parent, (os.getpid(),))
-        filesystem_async._results_queue = manager.Queue()
+class _Results:
+    """Hands a writer's results to its parent through a file that both have open: the two methods of a queue that megatron-core
+    asks for. Its own queue lives in a process that it starts, which takes seconds and does not end with this one."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+
+    def put(self, results: Any) -> None:
+        data = pickle.dumps(results)
+        self._empty()
+        if self._file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), tempfile.gettempdir())
+
+    def get_nowait(self) -> Any:
+        """Once the writer has ended. Raises queue.Empty where it has left nothing."""
+        self._file.seek(0)
+        data = self._file.read()
+        if not data:
+            raise queue.Empty
+        self._empty()
+        return pickle.loads(data)
+
+    def _empty(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
