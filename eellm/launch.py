@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eellm.config.compose import from_yaml, to_yaml
 from eellm.config.schema import Config
@@ -26,7 +26,7 @@ from eellm.outer import OuterRank, outer_rank
 from eellm.preemption import Preempted, heeded
 from eellm.quiet import quiet_dependencies
 from eellm.rundir import RunDirectory
-from eellm.spawn import rank_failure, spawn
+from eellm.spawn import rank_failure, run_task, spawn
 from eellm.tasks.context import TaskContext
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ _GRACE = 15.0
 def launch(config: Config, run: RunDirectory, tasks: str = TASKS) -> dict[str, float]:
     """Run the config's task on all its ranks and return its final metrics.
 
-    `tasks` is the package of the task modules: each has `prepare(context)`, called once before the ranks start, and
-    `run(context)`, called on every rank. Raises what a rank raised where that is a UserError, Preempted where a signal
-    asked the run to end, else RankFailure.
+    `tasks` is the package of the task modules, whose `run(context)` is called on every rank. Its module `preparation` has
+    `prepare(context)`, called once before the ranks start, and the names of the tasks that run `WITHOUT_RANKS`. Raises what a
+    rank raised where that is a UserError, Preempted where a signal asked the run to end, else RankFailure.
     """
     outer = outer_rank()
     _end_with_torchrun()
@@ -53,20 +53,20 @@ def launch(config: Config, run: RunDirectory, tasks: str = TASKS) -> dict[str, f
     context = TaskContext(config, run.path)
     quiet_dependencies()
     with heeded(impatient=outer is None or outer.world_size == 1), recorded(run), _others_failures(outer):
-        module = importlib.import_module(f"{tasks}.{config.task.name}")
-        without_ranks = getattr(module, "WITHOUT_RANKS", False)
+        preparation = importlib.import_module(f"{tasks}.preparation")
+        without_ranks = config.task.name in preparation.WITHOUT_RANKS
         if not without_ranks:
             check_devices(config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if outer else ranks_of(config))
-        module.prepare(context)
+        preparation.prepare(context)
         if without_ranks:
-            metrics = module.run(context)
+            metrics = run_task(context, tasks)
         elif outer is not None and outer.world_size > 1:
             store = _meeting_point()
             store.set("run", json.dumps([to_yaml(config), str(run.path), tasks]))
             with _ending_with_others(store, lambda problem: run.write_status("failed", problem)):
-                metrics = module.run(context)
+                metrics = run_task(context, tasks)
         elif outer is not None or ranks_of(config) == 1:
-            metrics = module.run(context)
+            metrics = run_task(context, tasks)
         else:
             metrics = spawn(context, tasks, ranks_of(config))
         run.write_metrics(metrics)
@@ -95,10 +95,9 @@ def _follow(outer: OuterRank) -> int:
     text, path, tasks = json.loads(message)
     try:
         context = TaskContext(from_yaml(text), Path(path))
-        module = importlib.import_module(f"{tasks}.{context.config.task.name}")
         with _ending_with_others(store):
-            _prepare_once_a_host(module, context, outer, store)
-            module.run(context)
+            _prepare_once_a_host(context, tasks, outer, store)
+            run_task(context, tasks)
     except Exception as error:
         sys.stderr.write(f"{_report_failure(store, outer.rank, error)}\n")
         return 1
@@ -254,10 +253,10 @@ _MEETING_POINT: dict[str, Store] = {}
 """Kept until the process ends: rank 0's end of it may be the server that the process group uses too."""
 
 
-def _prepare_once_a_host(module: Any, context: TaskContext, outer: OuterRank, store: Store) -> None:
+def _prepare_once_a_host(context: TaskContext, tasks: str, outer: OuterRank, store: Store) -> None:
     """Rank 0 has prepared its own host; elsewhere local rank 0 does, and its neighbours wait for it."""
     if outer.local_rank == 0:
-        module.prepare(context)
+        importlib.import_module(f"{tasks}.preparation").prepare(context)
         store.set(f"prepared/{socket.gethostname()}", "1")
     elif outer.rank != outer.local_rank:
         store.wait([f"prepared/{socket.gethostname()}"], _PREPARE_TIMEOUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import multiprocessing
@@ -115,14 +116,27 @@ def _rank(text: str, path: str, tasks: str, reports: str, parent: int) -> dict[s
     quiet_dependencies()
     try:
         with heeded(impatient=False):
-            context = TaskContext(from_yaml(text), Path(path))
-            metrics = importlib.import_module(f"{tasks}.{context.config.task.name}").run(context)
+            metrics = run_task(TaskContext(from_yaml(text), Path(path)), tasks)
     except (Exception, Preempted) as error:
         ours = isinstance(error, UserError | Preempted)
         raised = error if ours else RankFailure(rank_failure(rank))
         (Path(reports) / f"{time.time():020.6f}_{rank}").write_bytes(pickle.dumps(raised))
         sys.exit(error.exit_status if isinstance(error, Preempted) else 1)
     return metrics if rank == 0 else None
+
+
+def run_task(context: TaskContext, tasks: str) -> dict[str, float]:
+    """Run the context's task in this process, as one of its ranks; returns its metrics."""
+    name = f"{tasks}.{context.config.task.name}"
+    if name not in sys.modules:
+        # a million objects come with torch, megatron-core and Lightning, and stay: the collector is kept from them
+        gc.disable()
+        try:
+            importlib.import_module(name)
+        finally:
+            gc.enable()
+        gc.freeze()
+    return sys.modules[name].run(context)
 
 
 def rank_failure(rank: int) -> str:

@@ -22,21 +22,15 @@ from eellm.mcore.groups import Groups
 from eellm.metrics.tables import TableRow
 from eellm.model.spec import ModelSpec
 from eellm.model.stage import Stage
-from eellm.tasks import evaluate
 from eellm.tasks.comparison import NUM_PROMPTS, PROMPT_TOKENS, held_out_prompts
 from eellm.tasks.context import TaskContext
 from eellm.tasks.plan import own_program
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
-from eellm.tasks.trained import load_trained, trained_tokenizer
+from eellm.tasks.source import trained_tokenizer
+from eellm.tasks.trained import load_trained
 
 SWEEP_REPEATS = 1
 """Of speed against quality, whose many settings take the most time; what counts of it is in benchmark.csv, with intervals."""
-
-
-def prepare(context: TaskContext) -> None:
-    """A trained model reads its own held-out text; for random weights, tokens are random and no corpus is needed."""
-    if context.config.checkpoint is not None:
-        evaluate.prepare(context)
 
 
 def run(context: TaskContext) -> dict[str, float]:

@@ -19,12 +19,6 @@ from eellm.tasks.context import TaskContext
 from eellm.tasks.session import Plan, is_main_rank, process_group, recording
 
 
-def prepare(context: TaskContext) -> None:
-    """Raises CheckpointError where the checkpoint's run does not say which model it holds: no use of it could be checked."""
-    model_of(context.config)
-    evaluate.prepare(context)
-
-
 def run(context: TaskContext) -> dict[str, float]:
     corpus = Corpus.load(context.run.corpus)
     spec = Plan.of(context.config, corpus.vocab_size).spec

@@ -12,13 +12,6 @@ from eellm.data.cache import cache_root
 from eellm.report.converting import shown_conversion
 from eellm.tasks.context import TaskContext
 
-WITHOUT_RANKS = True
-"""The launcher runs the task in the parent, whatever the layout."""
-
-
-def prepare(_context: TaskContext) -> None:
-    """All is done in `run`."""
-
 
 def run(context: TaskContext) -> dict[str, float]:
     config, convert = context.config, context.config.convert

@@ -11,7 +11,7 @@ import torch
 from eellm.config.schema import Config
 from eellm.data.batch import GlobalBatch
 from eellm.data.batches import loader, validation_batches
-from eellm.data.corpus import Corpus, prepare_corpus
+from eellm.data.corpus import Corpus
 from eellm.engine.megatron import MegatronEngine
 from eellm.engine.protocol import Engine
 from eellm.evaluation.exits import EvaluationOptions, evaluate
@@ -23,19 +23,10 @@ from eellm.tasks.comparison import best_faithful, compared_modes, decodes_togeth
 from eellm.tasks.context import TaskContext
 from eellm.tasks.reporting import report
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
-from eellm.tasks.trained import load_trained, with_trained_tokenizer
+from eellm.tasks.trained import load_trained
 
 Options = TypeVar("Options")
 Measured = TypeVar("Measured")
-
-
-def prepare(context: TaskContext) -> None:
-    if context.config.evaluation.name == "lm_eval":
-        from eellm.tasks import harness
-
-        harness.prepare(context)
-        return
-    prepare_corpus(with_trained_tokenizer(context.config)).save(context.run.corpus)
 
 
 def run(context: TaskContext) -> dict[str, float]:

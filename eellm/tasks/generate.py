@@ -20,11 +20,8 @@ from eellm.model.stage import Stage
 from eellm.tasks.context import TaskContext
 from eellm.tasks.reporting import report
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
-from eellm.tasks.trained import load_trained, trained_tokenizer
-
-
-def prepare(context: TaskContext) -> None:
-    """Nothing: the prompts come with the config."""
+from eellm.tasks.source import trained_tokenizer
+from eellm.tasks.trained import load_trained
 
 
 def run(context: TaskContext) -> dict[str, float]:

@@ -28,12 +28,8 @@ from eellm.model.stage import Stage
 from eellm.tasks.comparison import NUM_PROMPTS, PROMPT_TOKENS, best_faithful, decoding_config
 from eellm.tasks.context import TaskContext
 from eellm.tasks.session import Plan, groups_of
-from eellm.tasks.trained import load_trained, trained_tokenizer
-
-
-def prepare(context: TaskContext) -> None:
-    """Find the tasks and fetch their data, once a machine, before ranks start."""
-    load_catalogue(context.config.evaluation)
+from eellm.tasks.source import trained_tokenizer
+from eellm.tasks.trained import load_trained
 
 
 def evaluate_tasks(context: TaskContext, recorder: Recorder, device: torch.device) -> dict[str, float]:

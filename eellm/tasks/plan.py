@@ -16,13 +16,6 @@ from eellm.schedule.invariants import checked
 from eellm.schedule.program import Program
 from eellm.tasks.context import TaskContext
 
-WITHOUT_RANKS = True
-"""The launcher runs the task in the parent, whatever the layout."""
-
-
-def prepare(_context: TaskContext) -> None:
-    """All is done in `run`."""
-
 
 def run(context: TaskContext) -> dict[str, float]:
     from rich.console import Console

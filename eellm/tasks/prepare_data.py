@@ -6,13 +6,6 @@ from eellm.data.preparation import Preparation
 from eellm.report.preparing import shown_progress
 from eellm.tasks.context import TaskContext
 
-WITHOUT_RANKS = True
-"""The launcher runs the task in the parent, whatever the layout."""
-
-
-def prepare(_context: TaskContext) -> None:
-    """All is done in `run`."""
-
 
 def run(context: TaskContext) -> dict[str, float]:
     preparation = Preparation.of(context.config)

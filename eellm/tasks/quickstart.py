@@ -19,8 +19,6 @@ from eellm.tasks.trained import load_trained
 
 SAMPLE_AGREEMENT = 0.9
 
-prepare = train_task.prepare
-
 
 def run(context: TaskContext) -> dict[str, float]:
     trained = TaskContext(context.config.model_copy(update={"checkpoint": str(context.run_dir)}), context.run_dir)

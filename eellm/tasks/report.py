@@ -7,13 +7,6 @@ from pathlib import Path
 from eellm.data.cache import write_atomically
 from eellm.tasks.context import TaskContext
 
-WITHOUT_RANKS = True
-"""The launcher runs the task in the parent, whatever the layout."""
-
-
-def prepare(_context: TaskContext) -> None:
-    """All is done in `run`."""
-
 
 def run(context: TaskContext) -> dict[str, float]:
     from rich.console import Console

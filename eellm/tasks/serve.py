@@ -17,7 +17,6 @@ from eellm.config.schema import Config, DecodingMode
 from eellm.decoding.decoder import Decoder, DecoderOptions
 from eellm.decoding.pipeline.follower import Follower
 from eellm.decoding.policy import Policy, build_policy
-from eellm.errors import MissingExtra
 from eellm.mcore.groups import Groups
 from eellm.metrics import names
 from eellm.model.spec import ModelSpec
@@ -26,22 +25,14 @@ from eellm.preemption import deferred, requested
 from eellm.rundir import locate
 from eellm.tasks.context import TaskContext
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
-from eellm.tasks.trained import load_trained, trained_tokenizer
+from eellm.tasks.source import trained_tokenizer
+from eellm.tasks.trained import load_trained
 
 if TYPE_CHECKING:
     from eellm.serving.engine import Engine
     from eellm.serving.offer import Offer
 
 _DECODERS: tuple[DecodingMode, ...] = ("catch_up", "pipeline", "kv_recompute", "self_speculative")
-
-
-def prepare(context: TaskContext) -> None:
-    """See that the server's packages are there."""
-    for package in ("fastapi", "uvicorn", "prometheus_client"):
-        try:
-            __import__(package)
-        except ImportError as error:
-            raise MissingExtra(package.replace("_", "-"), "serve", "task=serve") from error
 
 
 def run(context: TaskContext) -> dict[str, float]:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-from eellm.config.schema import Config
-from eellm.data.corpus import Corpus, prepare_corpus
+from eellm.data.corpus import Corpus
 from eellm.metrics.names import STEP, TIME
 from eellm.metrics.recorder import Recorder
 from eellm.metrics.rows import read_rows, rows_until
@@ -15,14 +14,8 @@ from eellm.plan.iteration import chosen_schedule
 from eellm.rundir import step_of, whole_checkpoint
 from eellm.tasks.context import TaskContext
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
-from eellm.tasks.trained import checkpoint_folder, with_tokenizer_of, with_trained_tokenizer
-
-
-def prepare(context: TaskContext) -> None:
-    """Tokenise the corpus, or find it in the cache; ranks open it by what is written here."""
-    corpus = prepare_corpus(with_own_tokenizer(context))
-    corpus.save(context.run.corpus)
-    context.run.keep_tokenizer(Path(corpus.tokenizer))
+from eellm.tasks.source import checkpoint_folder
+from eellm.train.fit import TrainingJob, fit
 
 
 def run(context: TaskContext) -> dict[str, float]:
@@ -38,15 +31,6 @@ def run(context: TaskContext) -> dict[str, float]:
     return final
 
 
-def with_own_tokenizer(context: TaskContext) -> Config:
-    """The config with the tokenizer that the weights were trained with: the run's own copy when it goes on, else the
-    checkpoint's, else as configured."""
-    config = context.config
-    if config.resume is not None and context.run.tokenizer.is_file():
-        return with_tokenizer_of(context.run, config)
-    return config if config.checkpoint is None else with_trained_tokenizer(config)
-
-
 def resume_checkpoint(context: TaskContext) -> Path | None:
     return None if context.config.resume is None else whole_checkpoint("resume", context.config.resume)[1]
 
@@ -59,8 +43,6 @@ def resume_step(context: TaskContext) -> int | None:
 
 def train(context: TaskContext, recorder: Recorder, device: torch.device) -> dict[str, float]:
     """Train on the ranks of the process group; returns the last value of every metric, equal on all ranks."""
-    from eellm.train.fit import TrainingJob, fit
-
     config, corpus = context.config, Corpus.load(context.run.corpus)
     plan = Plan.of(config, corpus.vocab_size)
     resumed = resume_checkpoint(context)

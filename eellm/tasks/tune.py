@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,20 +16,14 @@ from eellm.evaluation.exits import EvaluationOptions, evaluate
 from eellm.mcore.checkpoint import from_main_rank, load_stages
 from eellm.metrics.recorder import Recorder
 from eellm.model.objective import ObjectiveOptions
-from eellm.rundir import RunDirectory, locate, step_name
+from eellm.rundir import RunDirectory, step_name
 from eellm.tasks import train
 from eellm.tasks.context import TaskContext
 from eellm.tasks.session import Plan, groups_of, is_main_rank, process_group, recording
-from eellm.tasks.trained import checkpoint_folder
-
-if TYPE_CHECKING:
-    from eellm.train.fit import TrainingJob
-
-
-def prepare(context: TaskContext) -> None:
-    train.prepare(context)
-    assert context.config.checkpoint is not None, "checked with the config"
-    context.run.keep_chat_template(locate(context.config.checkpoint)[0])
+from eellm.tasks.source import checkpoint_folder
+from eellm.train.fit import TrainingJob, fit
+from eellm.train.merging import merge_tuned
+from eellm.train.warm_start import warm_start
 
 
 def run(context: TaskContext) -> dict[str, float]:
@@ -57,30 +50,23 @@ def tune(context: TaskContext, recorder: Recorder, device: torch.device) -> dict
 
 
 def tune_exits(context: TaskContext, source: Path, recorder: Recorder, device: torch.device) -> dict[str, float]:
-    from eellm.train.fit import fit
-
     job = tuning_job(context, source)
     with groups_of(Plan.of_tuning(job.config, job.corpus.vocab_size), device, job.config.seed) as groups:
         return train.recorded_before(context) | fit(job, groups, recorder).latest
 
 
 def tuning_job(context: TaskContext, source: Path) -> TrainingJob:
-    from eellm.train.fit import TrainingJob
-
     config, corpus = context.config, Corpus.load(context.run.corpus)
     plan, resumed = Plan.of_tuning(config, corpus.vocab_size), train.resume_checkpoint(context)
     return TrainingJob(config, plan.spec, plan.stages, corpus, context.run_dir, resumed, source, exits_only=True)
 
 
 def merge(run: RunDirectory, source: Path, target: Path) -> None:
-    from eellm.train.merging import merge_tuned
-
     run.note_backbone(merge_tuned(source, run.resumable_steps()[-1], target))
 
 
 def evaluate_untuned(context: TaskContext, source: Path, recorder: Recorder, device: torch.device) -> None:
     """Every exit before it has learned anything, beside the final head: exits_untuned.csv."""
-    from eellm.train.warm_start import warm_start
 
     def load(chunks: Chunks) -> None:
         warm_start(source, chunks.stages, chunks.spec)

@@ -20,7 +20,7 @@ from eellm.engine.megatron import MegatronEngine
 from eellm.mcore.checkpoint import load_stages
 from eellm.model.objective import HeadWeights, ObjectiveOptions
 from eellm.tasks.session import Plan, groups_of, process_group
-from eellm.tasks.trained import checkpoint_folder, with_trained_tokenizer
+from eellm.tasks.source import checkpoint_folder, with_trained_tokenizer
 
 STAGES, MICROBATCHES, ORDINARY, PART_ONE = 4, 64, 8, 2
 

@@ -16,6 +16,7 @@ from eellm.model.objective import ObjectiveOptions
 from eellm.quiet import quiet_dependencies
 from eellm.tasks import calibrate, generate
 from eellm.tasks.context import TaskContext
+from eellm.tasks.preparation import prepare
 from eellm.tasks.session import Plan
 from tests.evaluation.layouts import Case, build, global_batches
 
@@ -31,7 +32,7 @@ def losses_of_run(rank: int, overrides: list[str], run_dir: str) -> np.ndarray:
     quiet_dependencies()
     context = TaskContext(compose(overrides), Path(run_dir))
     context.run_dir.mkdir(parents=True)
-    calibrate.prepare(context)
+    prepare(context)
     spec = Plan.of(context.config, Corpus.load(context.run.corpus).vocab_size).spec
     return calibrate.held_out_losses(context, spec, torch.device("cpu")).losses
 

@@ -13,6 +13,7 @@ from eellm.quiet import quiet_dependencies
 from eellm.rundir import RunDirectory
 from eellm.tasks import train
 from eellm.tasks.context import TaskContext
+from eellm.tasks.preparation import prepare
 from tests.train.fitting import BASE
 
 TRAINING = [
@@ -33,6 +34,6 @@ def train_run(rank: int, folder: str) -> str:
     config = compose([*BASE, *TRAINING, f"data.cache_dir={Path(folder) / 'cache'}"])
     run = RunDirectory.create(Path(folder) / "trained", to_yaml(config), [], weights_fingerprint(config))
     context = TaskContext(config, run.path)
-    train.prepare(context)
+    prepare(context)
     train.train(context, Recorder([]), torch.device("cpu"))
     return str(run.path)

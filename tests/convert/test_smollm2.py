@@ -56,7 +56,7 @@ def test_the_tokenizer_and_its_chat_template_travel(folder: Path) -> None:
     from eellm.config.compose import compose
     from eellm.serving.chat import find_chat_template
     from eellm.serving.schema import Message
-    from eellm.tasks.trained import trained_tokenizer
+    from eellm.tasks.source import trained_tokenizer
 
     theirs = transformers.AutoTokenizer.from_pretrained(folder / "exported")
     config = compose(["task=generate", f"checkpoint={folder / 'run'}"])

@@ -187,9 +187,9 @@ def test_a_run_needs_no_other_file_than_its_own(data_config, trained, tmp_path, 
     from eellm.config.compose import compose
     from eellm.data.corpus import Corpus
     from eellm.rundir import RunDirectory
-    from eellm.tasks import train
     from eellm.tasks.context import TaskContext
-    from eellm.tasks.trained import trained_tokenizer, with_trained_tokenizer
+    from eellm.tasks.preparation import prepare
+    from eellm.tasks.source import trained_tokenizer, with_trained_tokenizer
 
     given = tmp_path / "given" / form
     given.parent.mkdir()
@@ -200,7 +200,7 @@ def test_a_run_needs_no_other_file_than_its_own(data_config, trained, tmp_path, 
     overrides += ['tokenizer.end_of_document="<unk>"'] if form.endswith("model") else []
     config = compose(overrides)
     run = RunDirectory.create(tmp_path / "run", "{}", [], "")
-    train.prepare(TaskContext(config, run.path))
+    prepare(TaskContext(config, run.path))
     shutil.rmtree(given.parent)
     corpus = Corpus.load(run.corpus)
     shutil.rmtree(Path(corpus.tokenizer).parent)

@@ -15,7 +15,6 @@ from eellm.decoding.pipeline.stage import PipelineStage
 from eellm.tasks import generate
 from eellm.tasks.context import TaskContext
 
-prepare = generate.prepare
 STEPS = 5
 """Messages after the prompts' one that pass before the stage fails."""
 

@@ -12,11 +12,6 @@ from eellm.preemption import deferred
 from eellm.tasks.context import TaskContext
 
 
-def prepare(context: TaskContext) -> None:
-    """Leaves a file for each call, named by who made it."""
-    (context.run_dir / f"prepared_by_{os.environ.get('RANK', 'parent')}_{os.getpid()}").touch()
-
-
 def run(context: TaskContext) -> dict[str, float]:
     """Sum the ranks' numbers, or fail on rank 1 in the way asked for."""
     rank, how = int(os.environ.get("RANK", 0)), context.config.logger.wandb.project

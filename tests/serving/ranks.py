@@ -18,7 +18,8 @@ from eellm.serving.server import address_of, listen
 from eellm.tasks.context import TaskContext
 from eellm.tasks.serve import serve
 from eellm.tasks.session import Plan
-from eellm.tasks.trained import load_trained, trained_tokenizer
+from eellm.tasks.source import trained_tokenizer
+from eellm.tasks.trained import load_trained
 from tests.serving.service import config_of
 
 

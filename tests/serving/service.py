@@ -26,7 +26,8 @@ from eellm.serving.server import address_of, listen
 from eellm.tasks.context import TaskContext
 from eellm.tasks.serve import serve
 from eellm.tasks.session import Plan, groups_of, process_group
-from eellm.tasks.trained import load_trained, trained_tokenizer
+from eellm.tasks.source import trained_tokenizer
+from eellm.tasks.trained import load_trained
 
 MODEL = "reference_model"
 PROMPTS = ("import os\nimport ", "def main(", "class TestCase(unittest.TestCase):\n    def ", "    return ", "x = {", "for i in ")

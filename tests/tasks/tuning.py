@@ -16,6 +16,7 @@ from eellm.quiet import quiet_dependencies
 from eellm.rundir import RunDirectory
 from eellm.tasks import train, tune
 from eellm.tasks.context import TaskContext
+from eellm.tasks.preparation import prepare
 from eellm.train.fit import fit
 from tests.train.fitting import BASE, MODULES
 
@@ -54,7 +55,7 @@ def opened(rank: int, overrides: list[str], run_dir: str) -> tuple[TaskContext, 
     if rank == 0:
         if config.resume is None:
             RunDirectory.create(Path(run_dir), to_yaml(config), overrides, weights_fingerprint(config))
-        train.prepare(context)
+        prepare(context)
     dist.barrier()
     return context, open_recorder(config, Path(run_dir), rank == 0, train.resume_step(context))
 
