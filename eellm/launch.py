@@ -43,7 +43,7 @@ _GRACE = 15.0
 def launch(config: Config, run: RunDirectory, tasks: str = TASKS) -> dict[str, float]:
     """Run the config's task on all its ranks and return its final metrics.
 
-    `tasks` is the package of the task modules, whose `run(context)` is called on every rank. Its module `preparation` has
+    `tasks` is the package of the task modules, whose `run(context)` is called on every rank. Its module `before_ranks` has
     `prepare(context)`, called once before the ranks start, and the names of the tasks that run `WITHOUT_RANKS`. Raises what a
     rank raised where that is a UserError, Preempted where a signal asked the run to end, else RankFailure.
     """
@@ -53,11 +53,11 @@ def launch(config: Config, run: RunDirectory, tasks: str = TASKS) -> dict[str, f
     context = TaskContext(config, run.path)
     quiet_dependencies()
     with heeded(impatient=outer is None or outer.world_size == 1), recorded(run), _others_failures(outer):
-        preparation = importlib.import_module(f"{tasks}.preparation")
-        without_ranks = config.task.name in preparation.WITHOUT_RANKS
+        before_ranks = importlib.import_module(f"{tasks}.before_ranks")
+        without_ranks = config.task.name in before_ranks.WITHOUT_RANKS
         if not without_ranks:
             check_devices(config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if outer else ranks_of(config))
-        preparation.prepare(context)
+        before_ranks.prepare(context)
         if without_ranks:
             metrics = run_task(context, tasks)
         elif outer is not None and outer.world_size > 1:
@@ -256,7 +256,7 @@ _MEETING_POINT: dict[str, Store] = {}
 def _prepare_once_a_host(context: TaskContext, tasks: str, outer: OuterRank, store: Store) -> None:
     """Rank 0 has prepared its own host; elsewhere local rank 0 does, and its neighbours wait for it."""
     if outer.local_rank == 0:
-        importlib.import_module(f"{tasks}.preparation").prepare(context)
+        importlib.import_module(f"{tasks}.before_ranks").prepare(context)
         store.set(f"prepared/{socket.gethostname()}", "1")
     elif outer.rank != outer.local_rank:
         store.wait([f"prepared/{socket.gethostname()}"], _PREPARE_TIMEOUT)

@@ -17,7 +17,7 @@ SOURCES = [*PACKAGE, ROOT / "run.py", *sorted((ROOT / "tests").rglob("*.py"))]
 
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 500, 60, 6
 TORCH_FREE = ("eellm.config", "eellm.metrics", "eellm.report", "eellm.analysis", "eellm.layout", "eellm.model.spec")
-TORCH_FREE += ("eellm.schedule", "eellm.plan", "eellm.launch", "eellm.rundir", "eellm.resume", "eellm.tasks.preparation")
+TORCH_FREE += ("eellm.schedule", "eellm.plan", "eellm.launch", "eellm.rundir", "eellm.resume", "eellm.tasks.before_ranks")
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 

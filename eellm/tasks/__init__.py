@@ -1,2 +1,2 @@
-"""What `python run.py task=...` does. Every module has `prepare(context)`, called once in the parent before ranks
-start, and `run(context)`, called on every rank; the latter returns the run's final scalars."""
+"""What `python run.py task=...` does. Every task is a module whose `run(context)` is called on every rank and returns final
+metrics; `before_ranks` says what comes first, once a machine."""

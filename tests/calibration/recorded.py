@@ -15,8 +15,8 @@ from eellm.engine.megatron import MegatronEngine
 from eellm.model.objective import ObjectiveOptions
 from eellm.quiet import quiet_dependencies
 from eellm.tasks import calibrate, generate
+from eellm.tasks.before_ranks import prepare
 from eellm.tasks.context import TaskContext
-from eellm.tasks.preparation import prepare
 from eellm.tasks.session import Plan
 from tests.evaluation.layouts import Case, build, global_batches
 

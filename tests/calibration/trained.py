@@ -12,8 +12,8 @@ from eellm.metrics.recorder import Recorder
 from eellm.quiet import quiet_dependencies
 from eellm.rundir import RunDirectory
 from eellm.tasks import train
+from eellm.tasks.before_ranks import prepare
 from eellm.tasks.context import TaskContext
-from eellm.tasks.preparation import prepare
 from tests.train.fitting import BASE
 
 TRAINING = [

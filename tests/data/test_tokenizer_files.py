@@ -187,8 +187,8 @@ def test_a_run_needs_no_other_file_than_its_own(data_config, trained, tmp_path, 
     from eellm.config.compose import compose
     from eellm.data.corpus import Corpus
     from eellm.rundir import RunDirectory
+    from eellm.tasks.before_ranks import prepare
     from eellm.tasks.context import TaskContext
-    from eellm.tasks.preparation import prepare
     from eellm.tasks.source import trained_tokenizer, with_trained_tokenizer
 
     given = tmp_path / "given" / form

@@ -15,8 +15,8 @@ from eellm.model.spec import build_layout, tied_stages
 from eellm.quiet import quiet_dependencies
 from eellm.rundir import RunDirectory
 from eellm.tasks import train, tune
+from eellm.tasks.before_ranks import prepare
 from eellm.tasks.context import TaskContext
-from eellm.tasks.preparation import prepare
 from eellm.train.fit import fit
 from tests.train.fitting import BASE, MODULES
 
