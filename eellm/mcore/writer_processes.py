@@ -28,8 +28,7 @@ def bound_children() -> Iterator[None]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited; a signal that arrives meanwhile waits
     _starting = os.getpid()
     try:
-        if filesystem_async._results_queue is None:
-            filesystem_async._results_queue = _Results()
+        filesystem_async._results_queue = _Results()  # a new one: what a failed write may have left is not this one's
         yield
     finally:
         _starting = 0
