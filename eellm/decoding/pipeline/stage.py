@@ -80,5 +80,6 @@ class PipelineStage:
         passenger.state = State.decided
 
     def _pass(self, queues: Sequence[SegmentQueue], start: int, end: int | None = None) -> None:
-        for index in range(start, len(self.runner.model.segments) if end is None else end):
-            self.runner.advance(queues, index)
+        end = len(self.runner.model.segments) if end is None else end
+        if start < end:
+            self.runner.advance(queues, start, end - 1)
