@@ -21,6 +21,7 @@ LAYOUTS = {
     (2, 2, "auto"): "2 x 2 chunks, interleaved",
 }
 """(parallel.pp, parallel.vp, schedule.name) -> what it is called, in the order of the figure."""
+SETTINGS = ["parallel.pp", "parallel.vp", "schedule.name", "exits.layers", "exits.boundary", "exits.deferred"]
 FIGURES = {
     "time/without_exits": "seconds_without",
     "time/with_exits": "seconds_with",
@@ -36,12 +37,14 @@ FIGURES = {
 
 def collected(folder: str) -> pd.DataFrame:
     """A row for each setting; times are medians of alternating pairs, `low` and `high` the 95 % interval of what is added."""
-    figures = run_table(load_runs(folder), "benchmark")
-    settings = figures[["parallel.pp", "parallel.vp", "schedule.name"]].itertuples(index=False)
-    figures["layout"] = [LAYOUTS[tuple(setting)] for setting in settings]
+    runs = load_runs(folder)
+    for key in set(SETTINGS) - set(runs):  # where only a part of the study has been run
+        runs[key] = [runs.attrs["shared"][key]] * len(runs)
+    figures = run_table(runs, "benchmark")
+    figures["layout"] = [LAYOUTS[tuple(setting)] for setting in figures[SETTINGS[:3]].itertuples(index=False)]
     figures["exits"] = figures["exits.layers"].str.count(",") + 1
     setting = ["layout", "exits", "exits.boundary", "exits.deferred"]
-    table = figures.pivot(index=setting, columns="name", values="value")[list(FIGURES)].rename(columns=FIGURES)
+    table = figures.pivot(index=setting, columns="name", values="value").reindex(columns=list(FIGURES)).rename(columns=FIGURES)
     added = figures[figures["name"] == "time/added"].set_index(setting)
     table[["low", "high"]] = added[["low", "high"]]
     for share, seconds in {"time_share": "seconds_added", "share_low": "low", "share_high": "high"}.items():
