@@ -9,7 +9,7 @@ from eellm.metrics.recorder import open_recorder
 from eellm.metrics.rows import read_rows
 from eellm.metrics.wandb_sink import SCATTERS, WandbSink, _thinned, has_credentials
 from tests.metrics.example_config import example_config
-from tests.metrics.wandb_file import read_offline_run
+from tests.metrics.wandb_file import read_offline_run, records
 
 wandb = pytest.importorskip("wandb")
 OFFLINE = {"logger.wandb.mode": "offline"}
@@ -63,6 +63,19 @@ def test_an_offline_run_reads_back(tmp_path):
     defined = {metric.name or metric.glob_name: metric for metric in run.metrics}
     assert defined["*"].step_metric == "step"
     assert "step" in defined
+
+
+def test_a_log_that_is_still_being_written_reads_up_to_what_is_whole(shown):
+    data = next(shown.folder.glob("run-*.wandb")).read_bytes()
+    whole = list(records(data))
+    lengths = [len(list(records(data[:end]))) for end in range(0, len(data), 7)]
+    assert lengths == sorted(lengths)
+    assert lengths[0] == 0 < len(whole)
+    for end in range(0, len(data), 997):
+        read = list(records(data[:end]))
+        assert read == whole[: len(read)]
+    damaged = data[:-1] + bytes([data[-1] ^ 1])
+    assert list(records(damaged)) == whole[:-1]
 
 
 def test_all_heads_are_on_one_chart(tmp_path):

@@ -1,7 +1,8 @@
 """Reads a wandb transaction log (the .wandb file of an offline run) back, as an independent check of what was written.
 
 The file is a LevelDB log: after a 7-byte file header, blocks of 32 KiB hold chunks of
-(crc32 u32, length u16, type u8, data); type 1 is a whole record, 2, 3, 4 its first, middle and last parts.
+(crc32 of type and data u32, length u16, type u8, data); type 1 is a whole record, 2, 3, 4 its first, middle and last
+parts.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import json
 import struct
 import time
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,15 +39,19 @@ class OfflineRun:
         return json.loads((self.folder / "files" / path).read_text())
 
 
-def records(path: Path):
-    data, position, parts = path.read_bytes(), CHUNK_HEADER, b""
+def records(data: bytes) -> Iterator[bytes]:
+    """The records of a log up to the first chunk that is not whole: a log that is still being written ends anywhere."""
+    position, parts = CHUNK_HEADER, b""
     while position + CHUNK_HEADER <= len(data):
         if BLOCK - position % BLOCK < CHUNK_HEADER:
             position += BLOCK - position % BLOCK
             continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        parts += data[position + CHUNK_HEADER : position + CHUNK_HEADER + length]
-        position += CHUNK_HEADER + length
+        checksum, length, kind = struct.unpack_from("<IHB", data, position)
+        end = position + CHUNK_HEADER + length
+        if zlib.crc32(data[position + CHUNK_HEADER - 1 : end]) != checksum:
+            return
+        parts += data[position + CHUNK_HEADER : end]
+        position = end
         if kind in (1, 4):
             yield parts
             parts = b""
@@ -55,15 +62,20 @@ def _key(item) -> str:
 
 
 def read_offline_run(run_dir: Path, patience: float = 20.0) -> OfflineRun:
-    """The newest offline run under `<run_dir>/wandb`, once its last record is there.
+    """The newest offline run under `<run_dir>/wandb`, once the record of its exit is there.
 
     wandb's service may write the end of the file a moment after `finish` has returned.
+
+    Raises:
+        TimeoutError: no such record after `patience` seconds.
     """
     deadline = time.monotonic() + patience
     while True:
         run = _read(max(run_dir.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns))
-        if run.exit_code is not None or time.monotonic() > deadline:
+        if run.exit_code is not None:
             return run
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{run.folder} has no record of the run's exit after {patience:g} s")
         time.sleep(0.1)
 
 
@@ -71,7 +83,7 @@ def _read(path: Path) -> OfflineRun:
     from wandb.proto import wandb_internal_pb2
 
     result = OfflineRun(folder=path.parent)
-    for data in records(path):
+    for data in records(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         kind = record.WhichOneof("record_type")
