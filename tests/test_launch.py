@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,8 +22,9 @@ from eellm.launch import check_devices, launch
 from eellm.outer import OuterRank, first_host, outer_rank
 from eellm.preemption import SIGNALS, Preempted
 from eellm.rundir import RunDirectory
+from tests.command_line import free_port
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 TASKS = "tests.launch_tasks"
 
 
@@ -149,12 +149,6 @@ def outer_processes(where: Path, environments: list[dict[str, str]], *overrides:
         out, err = process.communicate(timeout=100)
         done.append(subprocess.CompletedProcess(command, process.returncode, out, err))
     return done
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        return server.getsockname()[1]
 
 
 def srun(rank: int) -> dict[str, str]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,20 +13,13 @@ from eellm.config.compose import compose
 from eellm.errors import ConfigError
 from eellm.reference import reference_run
 from eellm.rundir import RunDirectory, whole_checkpoint
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.command_line import run_py
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("reference")
-
-
-def run_py(folder: Path, *overrides: str) -> str:
-    command = [sys.executable, str(ROOT / "run.py"), *overrides, f"hydra.run.dir={folder}", "device=cpu"]
-    result = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, timeout=280, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -69,7 +60,7 @@ def test_its_exits_differ_and_confident_tokens_are_common(runs: Path) -> None:
     """On text that it has not seen: eellm's own source."""
     text = ["data=text", f"data.path={ROOT / 'eellm'}", "data.pattern=**/*.py", "data.split=[0.2,0.8]"]
     text += [f"data.cache_dir={runs / 'cache'}", "evaluation.batches=8", "evaluation.decodings=[]"]
-    run_py(runs / "evaluate", "task=evaluate", *text)
+    run_py("task=evaluate", *text, f"hydra.run.dir={runs / 'evaluate'}", "device=cpu")
     losses = [float(row["loss"]) for row in rows(runs / "evaluate" / "exits.csv")]
     assert all(deeper < shallower - 0.1 for shallower, deeper in pairwise(losses[:3])), losses
     assert losses[3] < losses[2]
@@ -82,7 +73,7 @@ def test_its_exits_differ_and_confident_tokens_are_common(runs: Path) -> None:
 def test_drafts_of_its_exits_are_accepted_and_change_nothing(runs: Path) -> None:
     options = ["task=generate", "decoding.max_new_tokens=48", "precision=fp32"]
     for mode, more in (("full", []), ("self_speculative", ["decoding.draft_length=3", "exit_policy.threshold=0.5"])):
-        run_py(runs / mode, *options, f"decoding={mode}", *more)
+        run_py(*options, f"decoding={mode}", *more, f"hydra.run.dir={runs / mode}", "device=cpu")
     texts = [(runs / mode / "generations.jsonl").read_text().splitlines() for mode in ("full", "self_speculative")]
     full, drafted = ([json.loads(line) for line in lines] for lines in texts)
     assert [row["text"] for row in drafted] == [row["text"] for row in full]

@@ -1,4 +1,4 @@
-"""One group of spawned processes per world size, reused by all tests: importing torch and megatron-core takes seconds a rank.
+"""One group of forked processes per world size, reused by all tests.
 
 `run(world_size, function, *args)` calls a top-level function on every rank with its rank and the arguments, in a fresh
 process group, and returns the list of results. A rank that raises fails the test with its traceback, one that dies with its
@@ -23,9 +23,8 @@ from typing import Any
 
 import psutil
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
-from eellm.lifetime import end_with_parent
+from tests.forking import CONTEXT, fork
 
 TIMEOUT = 110
 
@@ -38,15 +37,12 @@ class RankFailed(AssertionError):
 
 
 def _serve(rank: int, world_size: int, stack_file: str, inbox: Any, outbox: Any) -> None:
-    end_with_parent(os.getppid())  # an idle rank would wait for work for ever
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     from eellm.mcore.groups import destroy_groups
 
     torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()  # what has been imported stays: collecting after every piece of work then takes milliseconds
     stacks = open(stack_file, "w")  # noqa: SIM115
     while True:
         faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True)  # a task may have handled it otherwise
@@ -72,18 +68,14 @@ class Workers:
     """`world_size` processes waiting for work."""
 
     def __init__(self, world_size: int):
-        context = mp.get_context("spawn")
         self.world_size = world_size
-        self.outbox = context.Queue()
-        self.inboxes = [context.Queue() for _ in range(world_size)]
+        self.outbox = CONTEXT.Queue()
+        self.inboxes = [CONTEXT.Queue() for _ in range(world_size)]
         folder = tempfile.mkdtemp()
         self.stacks = [Path(folder) / f"rank_{rank}" for rank in range(world_size)]
         self.processes = [
-            context.Process(target=_serve, args=(rank, world_size, str(self.stacks[rank]), inbox, self.outbox))
-            for rank, inbox in enumerate(self.inboxes)
+            fork(_serve, rank, world_size, str(self.stacks[rank]), inbox, self.outbox) for rank, inbox in enumerate(self.inboxes)
         ]
-        for process in self.processes:
-            process.start()
 
     def run(self, function: Callable[..., Any], args: tuple) -> list[Any]:
         # held here: a port that is found free first and listened at later may be somebody else's by then

@@ -17,19 +17,19 @@ from eellm.plan.case import Case
 from eellm.plan.iteration import iterate
 from eellm.tasks import benchmark
 from tests.benchmark.models import TINY
-from tests.tasks.test_tasks import command
+from tests.command_line import run_py
 
 COLUMNS = ["name", "layout", "value", "unit", "median", "low", "high", "target", "bound", "meets", "note"]
 
 
 @pytest.mark.slow
 @pytest.mark.dist
-@pytest.mark.parametrize("layout", ["single", "pp2"])
-def test_two_pairs_end_to_end(layout: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layout", "ranks"), [("single", 1), ("pp2", 2)])
+def test_two_pairs_end_to_end(layout: str, ranks: int, tmp_path: Path) -> None:
     begin = time.monotonic()
     run = tmp_path / "run"
     tiny = [override for override in TINY if "parallel" not in override]
-    printed = command(*tiny, f"parallel={layout}", "benchmark.pairs=2", f"hydra.run.dir={run}").stdout
+    printed = run_py(*tiny, f"parallel={layout}", "benchmark.pairs=2", f"hydra.run.dir={run}", ranks=ranks).stdout
     assert time.monotonic() - begin < 90, "half a minute on two free cores"
     with (run / "benchmark.csv").open() as file:
         reader = csv.DictReader(file)
@@ -54,7 +54,7 @@ def test_two_pairs_end_to_end(layout: str, tmp_path: Path) -> None:
 def test_what_the_planner_predicted_is_what_task_plan_says(tmp_path: Path) -> None:
     run = tmp_path / "run"
     tiny = [override for override in TINY if override not in ("task=benchmark", "device=cpu")]
-    printed = command(*TINY, "benchmark=planner", "parallel=pp2", "benchmark.pairs=2", f"hydra.run.dir={run}").stdout
+    printed = run_py(*TINY, "benchmark=planner", "parallel=pp2", "benchmark.pairs=2", f"hydra.run.dir={run}", ranks=2).stdout
     with (run / "benchmark.csv").open() as file:
         rows = {row["name"]: float(row["value"]) for row in csv.DictReader(file)}
     config = compose(["task=plan", *tiny, "parallel=pp2", "device_profile=measured", f"device_profile.path={run}"])
@@ -72,7 +72,7 @@ def test_decoding_with_random_weights_end_to_end(tmp_path: Path) -> None:
     run = tmp_path / "run"
     model = [override for override in TINY if override.startswith(("model", "exits", "device", "tokenizer"))]
     overrides = ["benchmark.pairs=2", "decoding.max_new_tokens=6", "benchmark.thresholds=[0.2,1.0]", "benchmark.batches=[1,3]"]
-    printed = command("task=benchmark", "benchmark=decoding", *model, *overrides, f"hydra.run.dir={run}").stdout
+    printed = run_py("task=benchmark", "benchmark=decoding", *model, *overrides, f"hydra.run.dir={run}").stdout
     with (run / "benchmark.csv").open() as file:
         reader = csv.DictReader(file)
         rows = {row["name"]: row for row in reader}

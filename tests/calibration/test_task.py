@@ -14,7 +14,7 @@ from eellm.errors import ConfigError
 from tests import workers
 from tests.calibration.recorded import generations
 from tests.calibration.trained import LARGER_BATCHES, train_run
-from tests.tasks.test_tasks import command
+from tests.command_line import run_py
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_calibrate_then_generate(tmp_path: Path) -> None:
     calibrated = tmp_path / "calibrate"
     options = ["exit_policy.active=[2,3]", "calibration.batches=5", "calibration.thresholds=[0.9,[0.5,0.3],0.0]"]
     where = [f"checkpoint={run}", f"hydra.run.dir={calibrated}", "parallel=pp2"]
-    result = command("task=calibrate", "calibration.epsilon=0.9", *options, *where, *LARGER_BATCHES)
+    result = run_py("task=calibrate", "calibration.epsilon=0.9", *options, *where, *LARGER_BATCHES, ranks=2)
     found = read_calibration(str(calibrated))
     assert (found.sequences, found.tokens, found.active) == (320, 320 * 32, [2, 3])
     assert found.model.fingerprint == json.loads((Path(run) / "status.json").read_text())["fingerprint"]

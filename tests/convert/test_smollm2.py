@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ import torch
 import transformers
 
 from tests import workers
-from tests.conftest import ROOT
+from tests.command_line import run_py
 from tests.convert import our_logits
 from tests.convert.hugging_face import logits
 from tests.convert.test_parity import TOLERANCE, difference
@@ -20,20 +18,13 @@ from tests.convert.test_parity import TOLERANCE, difference
 TEXT = "The capital of France is Paris. Once upon a time, in 1999, there was a girl named Lily who paid 12345 dollars for a"
 
 
-def run_py(folder: Path, *overrides: str) -> str:
-    command = [sys.executable, str(ROOT / "run.py"), *overrides, f"hydra.run.dir={folder / 'outputs'}", "device=cpu"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds the model twice: `run`, and `exported` from it."""
     folder = tmp_path_factory.mktemp("smollm2")
-    said = run_py(folder, "task=convert", "convert.source=smollm2", "convert.target=run")
+    said = run_py("task=convert", "convert.source=smollm2", "convert.target=run", cwd=folder).stdout
     assert "run: 134.5M weights, 30 layers, in" in said
-    run_py(folder, "task=convert", "convert.source=run", "convert.target=exported", "convert.format=huggingface")
+    run_py("task=convert", "convert.source=run", "convert.target=exported", "convert.format=huggingface", cwd=folder)
     return folder
 
 
@@ -75,6 +66,6 @@ def test_the_tokenizer_and_its_chat_template_travel(folder: Path) -> None:
 @pytest.mark.slow
 def test_the_run_generates(folder: Path) -> None:
     prompts = ['decoding.prompts=["The capital of France is"]', "decoding.max_new_tokens=2"]
-    run_py(folder, "task=generate", "checkpoint=run", "decoding=full", *prompts)
-    record = json.loads(next(folder.glob("outputs*/generations.jsonl")).read_text().splitlines()[0])
+    run_py("task=generate", "checkpoint=run", "decoding=full", *prompts, "device=cpu", "hydra.run.dir=generated", cwd=folder)
+    record = json.loads((folder / "generated" / "generations.jsonl").read_text().splitlines()[0])
     assert record["text"] == " Paris."

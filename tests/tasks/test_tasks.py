@@ -5,45 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from eellm.metrics.names import describe
+from tests.command_line import run_py
 from tests.train.fitting import BASE
 
-ROOT = Path(__file__).resolve().parents[2]
+RANKS = {"single": 1, "tp2": 2, "pp2": 2}
 SMALL = [override for override in BASE if not override.startswith("task=")]
-
-
-def command(*overrides: str, succeed: bool = True, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
-    """`python run.py ...` from the checkout.
-
-    `largest_file`: bytes after which the system refuses to write, as a full disk does.
-    """
-    result = subprocess.run(
-        [*limited(largest_file), str(ROOT / "run.py"), *overrides],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert (result.returncode == 0) == succeed, result.stdout[-3000:] + result.stderr[-3000:]
-    return result
-
-
-def limited(largest_file: int | None) -> list[str]:
-    """How Python is started. The limit is handed down to every process; Python ignores the signal that comes with it."""
-    if largest_file is None:
-        return [sys.executable]
-    return ["bash", "-c", f'ulimit -S -f {largest_file // 1024}; exec "$0" "$@"', sys.executable]
 
 
 def quickstart(run: Path, *overrides: str) -> str:
     shared = [f"hydra.run.dir={run}", f"data.cache_dir={run.parent / 'cache'}", "evaluation.speed_thresholds=[0.0,0.5]"]
-    return command(*SMALL, *shared, "decoding.max_new_tokens=6", "evaluation.batches=2", *overrides).stdout
+    return run_py(*SMALL, *shared, "decoding.max_new_tokens=6", "evaluation.batches=2", *overrides).stdout
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -105,7 +81,7 @@ def test_evaluate_a_checkpoint_on_another_layout(layout: str, finished: tuple[Pa
     run = folder / f"evaluate_{layout}"
     modes = ["evaluation.decodings=[self_speculative,catch_up]", "evaluation.speed_thresholds=[0.0]", "decoding.max_new_tokens=6"]
     evaluated = ["evaluation.batches=2", *modes, f"hydra.run.dir={run}"]
-    command("task=evaluate", f"checkpoint={finished[0]}", f"parallel={layout}", *evaluated)
+    run_py("task=evaluate", f"checkpoint={finished[0]}", f"parallel={layout}", *evaluated, ranks=RANKS[layout])
     rows, trained_rows = table(run / "speed_quality.csv"), table(finished[0] / "speed_quality.csv")
     assert [row["decoding"] for row in rows] == ["full", "self_speculative", "catch_up"]
     assert (rows[1]["agreement"], rows[1]["share_final"]) == ("1.0", "1.0")
@@ -121,7 +97,8 @@ def test_evaluate_over_pipeline_stages(finished: tuple[Path, str], folder: Path)
     """The pipeline at every threshold is what the quickstart's catching up was on one rank, on the same prompts."""
     run = folder / "evaluate_pipeline"
     overrides = ["evaluation.speed_thresholds=[0.0,0.5]", "decoding.max_new_tokens=6", "evaluation.batches=2"]
-    command("task=evaluate", f"checkpoint={finished[0]}", "parallel=pp2", "decoding=pipeline", *overrides, f"hydra.run.dir={run}")
+    overrides += [f"checkpoint={finished[0]}", "parallel=pp2", "decoding=pipeline", f"hydra.run.dir={run}"]
+    run_py("task=evaluate", *overrides, ranks=2)
     rows, trained_rows = table(run / "speed_quality.csv"), table(finished[0] / "speed_quality.csv")
     assert [row["decoding"] for row in rows] == ["full", "pipeline", "pipeline"]
     for own, wanted in zip(rows, trained_rows, strict=True):
@@ -138,7 +115,7 @@ def test_benchmark_of_a_checkpoint_reads_its_own_text(layout: str, mode: str, fi
     short = ["benchmark.pairs=1", "benchmark.thresholds=[0.0]", "decoding.max_new_tokens=6"]
     short += ["benchmark.batches=[2]"] if layout == "single" else []
     overrides = [f"parallel={layout}", f"benchmark.decodings=[{mode}]", *short, f"hydra.run.dir={run}"]
-    command("task=benchmark", "benchmark=decoding", f"checkpoint={finished[0]}", *overrides)
+    run_py("task=benchmark", "benchmark=decoding", f"checkpoint={finished[0]}", *overrides, ranks=RANKS[layout])
     full, zero = table(run / "speed_quality.csv")
     assert (full["decoding"], zero["decoding"]) == ("full", mode)
     for column in ("policy", "threshold", "agreement", "mean_layers", "share_exit_01"):
@@ -161,7 +138,7 @@ def test_generate_full_depth_and_early_exit(finished: tuple[Path, str], folder: 
         run = folder / f"generate_{name}"
         prompts = "decoding.prompts=['import email','class ']"
         shared = [f"checkpoint={finished[0]}", prompts, "decoding.max_new_tokens=8", f"hydra.run.dir={run}"]
-        command("task=generate", *shared, *overrides)
+        run_py("task=generate", *shared, *overrides)
         texts[name] = [json.loads(line) for line in (run / "generations.jsonl").read_text().splitlines()]
     for lossless in ("never", "speculative"):
         assert [row["text"] for row in texts[lossless]] == [row["text"] for row in texts["full"]]
@@ -179,7 +156,8 @@ def test_generate_over_pipeline_stages(finished: tuple[Path, str], folder: Path)
     for name, overrides in {"catch_up": [], "pipeline": ["parallel=pp2", "decoding=pipeline"]}.items():
         run = folder / f"stages_{name}"
         shared = [f"checkpoint={finished[0]}", "decoding.prompts=['import email','class ']", "decoding.max_new_tokens=8"]
-        command("task=generate", *shared, "exit_policy=fixed_layer", "exit_policy.layer=2", *overrides, f"hydra.run.dir={run}")
+        fixed = ["exit_policy=fixed_layer", "exit_policy.layer=2", f"hydra.run.dir={run}"]
+        run_py("task=generate", *shared, *fixed, *overrides, ranks=2 if name == "pipeline" else 1)
         rows[name] = [json.loads(line) for line in (run / "generations.jsonl").read_text().splitlines()]
         assert {row["decoding"] for row in rows[name]} == {name}
         assert json.loads((run / "metrics.json").read_text())["generate/tokens_per_second"] > 0
@@ -195,8 +173,8 @@ def test_generate_over_pipeline_stages(finished: tuple[Path, str], folder: Path)
 def test_resume_continues_where_it_stopped(finished: tuple[Path, str], folder: Path) -> None:
     run = folder / "resumed"
     overrides = [*BASE, f"data.cache_dir={folder / 'cache'}"]
-    command(*overrides, "trainer.max_steps=4", "lr_schedule.decay_steps=6", f"hydra.run.dir={run}")
-    command(f"resume={run}", "task=train", "trainer.max_steps=6")
+    run_py(*overrides, "trainer.max_steps=4", "lr_schedule.decay_steps=6", f"hydra.run.dir={run}")
+    run_py(f"resume={run}", "task=train", "trainer.max_steps=6")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     wanted = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
     losses = [(row["step"], row.get("train/loss/final"), row.get("val/loss/exit_02")) for row in rows]
@@ -208,7 +186,7 @@ def test_a_full_disk_loses_nothing(finished: tuple[Path, str], folder: Path) -> 
     shutil.copytree(finished[0], run)
     before = (run / "metrics.jsonl").read_text()
     overrides = ["trainer.max_steps=8", "trainer.val_every=0", "parallel=dp2"]
-    said = command("task=train", f"resume={run}", *overrides, succeed=False, largest_file=40 * 1024).stderr
+    said = run_py("task=train", f"resume={run}", *overrides, succeed=False, largest_file=40 * 1024).stderr
     assert f"cannot write {run}/checkpoints/step_0000008.partial: " in said
     assert "the system stopped taking data" in said
     assert "Traceback" not in said
@@ -219,7 +197,7 @@ def test_a_full_disk_loses_nothing(finished: tuple[Path, str], folder: Path) -> 
     after = (run / "metrics.jsonl").read_text()
     assert after.startswith(before)
     assert [json.loads(line)["step"] for line in after[len(before) :].splitlines()] == [7, 8]
-    command("task=train", f"resume={run}", *overrides)
+    run_py("task=train", f"resume={run}", *overrides, ranks=2)
     assert (run / "checkpoints" / "step_0000008" / "eellm.json").is_file()
 
 
@@ -230,7 +208,7 @@ def test_a_warm_start_says_what_it_took_and_goes_on_without_its_source(finished:
     data = [override for override in SMALL if override.startswith(("data.", "data="))]
     short = ["trainer.max_steps=2", "trainer.val_every=0", "trainer.checkpoint_every=0", "lr_schedule.warmup_steps=0"]
     overrides = [*data, f"data.cache_dir={folder / 'cache'}", *short, "trainer.log_every=1", f"hydra.run.dir={run}"]
-    said = command("task=train", f"checkpoint={source}", "parallel=pp2", *exits, *overrides).stdout
+    said = run_py("task=train", f"checkpoint={source}", "parallel=pp2", *exits, *overrides, ranks=2).stdout
     assert f"warm start from {source}/checkpoints/step_0000006, exits: kept exit_02; completed (init=copy) exit_03\n" in said
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     trained = [json.loads(text) for text in (source / "metrics.jsonl").read_text().splitlines()]
@@ -238,12 +216,12 @@ def test_a_warm_start_says_what_it_took_and_goes_on_without_its_source(finished:
     assert first["step"] == 1
     assert first["train/loss/final"] < losses[0] - 0.5 * (losses[0] - losses[-1]), "it begins where the source left off"
     shutil.rmtree(source)
-    command("task=train", f"resume={run}", "trainer.max_steps=3")
+    run_py("task=train", f"resume={run}", "trainer.max_steps=3", ranks=2)
     assert f"checkpoint: {source}" in (run / "config.yaml").read_text()
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step_0000002", "step_0000003"]
 
 
 def test_a_missing_checkpoint_is_named_without_a_traceback(folder: Path) -> None:
-    result = command("task=evaluate", f"checkpoint={folder / 'nowhere'}", succeed=False)
+    result = run_py("task=evaluate", f"checkpoint={folder / 'nowhere'}", succeed=False)
     assert "nowhere" in result.stderr
     assert "Traceback" not in result.stderr
