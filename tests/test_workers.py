@@ -33,7 +33,7 @@ def die_on_one(rank: int) -> None:
         os._exit(7)
 
 
-def test_results_come_back_in_rank_order_and_workers_survive_a_failure() -> None:
+def test_results_come_back_in_rank_order_and_a_failure_is_of_its_run_alone() -> None:
     assert workers.run(2, add_ranks) == [1.0, 1.0]
     with pytest.raises(workers.RankFailed, match="a mistake on rank 1"):
         workers.run(2, fail_on_one)
@@ -41,17 +41,14 @@ def test_results_come_back_in_rank_order_and_workers_survive_a_failure() -> None
 
 
 def test_a_hung_rank_fails_with_its_stack(monkeypatch: pytest.MonkeyPatch) -> None:
-    group = workers.Workers(2)
-    assert group.run(add_ranks, ()) == [1.0, 1.0]
     monkeypatch.setattr(workers, "TIMEOUT", 8)
     with pytest.raises(workers.RankFailed, match=r"rank 1 hung[\s\S]*hang_here_on_one"):
-        group.run(hang_here_on_one, ())
+        workers.run(2, hang_here_on_one)
 
 
 def test_a_rank_that_dies_is_told_at_once() -> None:
-    group = workers.Workers(2)
-    assert group.run(add_ranks, ()) == [1.0, 1.0]
+    assert workers.run(2, add_ranks) == [1.0, 1.0]
     began = time.monotonic()
     with pytest.raises(workers.RankFailed, match="rank 1 died with exit code 7"):
-        group.run(die_on_one, ())
+        workers.run(2, die_on_one)
     assert time.monotonic() - began < workers.TIMEOUT / 2

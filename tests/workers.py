@@ -1,16 +1,14 @@
-"""One group of forked processes per world size, reused by all tests.
+"""Functions that run on several ranks: on freshly forked processes, in a process group of their own.
 
-`run(world_size, function, *args)` calls a top-level function on every rank with its rank and the arguments, in a fresh
-process group, and returns the list of results. A rank that raises fails the test with its traceback, one that dies with its
-exit code, one that hangs for `TIMEOUT` seconds with its stack; the group is then replaced.
+`run(world_size, function, *args)` calls a top-level function on every rank with its rank and the arguments and returns the
+list of results. A rank that raises fails the test with its traceback, one that dies with its exit code, one that hangs for
+`TIMEOUT` seconds with its stack.
 """
 
 from __future__ import annotations
 
-import atexit
 import datetime
 import faulthandler
-import gc
 import os
 import queue
 import signal
@@ -21,83 +19,69 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch.distributed as dist
 
+from eellm.config.compose import compose
+from eellm.config.schema import Config
 from tests.forking import CONTEXT, fork
 
 TIMEOUT = 110
 
-MAX_THREADS = 150
-"""A worker with more is replaced: gloo's threads outlive their groups, and hundreds of them that poll slow everything down."""
-
 
 class RankFailed(AssertionError):
-    """At least one rank raised or hung; the message holds their tracebacks."""
+    """At least one rank raised, died or hung; the message says of each how."""
 
 
-def _serve(rank: int, world_size: int, stack_file: str, inbox: Any, outbox: Any) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-
-    from eellm.mcore.groups import destroy_groups
-
-    torch.set_num_threads(1)
-    stacks = open(stack_file, "w")  # noqa: SIM115
-    while True:
-        faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True)  # a task may have handled it otherwise
-        work = inbox.get()
-        if work is None:
-            return
-        port, function, args = work
-        try:
-            store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
-            dist.init_process_group(
-                "gloo", store=store, rank=rank, world_size=world_size, timeout=datetime.timedelta(seconds=TIMEOUT)
-            )
-            dist.barrier()  # who is done at once must not leave before the others have connected to it
-            outbox.put((rank, True, function(rank, *args)))
-        except BaseException:
-            outbox.put((rank, False, traceback.format_exc()))
-        finally:
-            destroy_groups()
-            gc.collect()  # gloo's threads poll until their group is gone, and a trainer's cycles would hold it
+def run(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    return Ranks(world_size, function, args).results()
 
 
-class Workers:
-    """`world_size` processes waiting for work."""
+def composed(overrides: list[str]) -> Config:
+    """`compose` on a rank: one composes for all, since it takes a third of a second of a core that they share."""
+    box = [compose(overrides) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(box)
+    assert box[0] is not None
+    return box[0]
 
-    def __init__(self, world_size: int):
-        self.world_size = world_size
+
+class Ranks:
+    """Processes that call a function each and stay until their results have been read."""
+
+    def __init__(self, world_size: int, function: Callable[..., Any], args: tuple):
+        # held here: a port that is found free first and listened at later may be somebody else's by then
+        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.outbox = CONTEXT.Queue()
-        self.inboxes = [CONTEXT.Queue() for _ in range(world_size)]
+        self.done = CONTEXT.Event()
         folder = tempfile.mkdtemp()
         self.stacks = [Path(folder) / f"rank_{rank}" for rank in range(world_size)]
         self.processes = [
-            fork(_serve, rank, world_size, str(self.stacks[rank]), inbox, self.outbox) for rank, inbox in enumerate(self.inboxes)
+            fork(_rank, rank, world_size, self.store.port, stack, self.outbox, self.done, function, args)
+            for rank, stack in enumerate(self.stacks)
         ]
 
-    def run(self, function: Callable[..., Any], args: tuple) -> list[Any]:
-        # held here: a port that is found free first and listened at later may be somebody else's by then
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        for inbox in self.inboxes:
-            inbox.put((store.port, function, args))
+    def results(self) -> list[Any]:
+        try:
+            return self._results()
+        finally:
+            self.done.set()
+            for process in self.processes:
+                process.join(5.0)
+                process.kill()
+
+    def _results(self) -> list[Any]:
         results: dict[int, Any] = {}
         failures: dict[int, str] = {}
-        while len(results) + len(failures) < self.world_size:
+        while len(results) + len(failures) < len(self.processes):
             try:
                 # once a rank failed, the others only wait for it
                 rank, succeeded, value = self._answer({*results, *failures}, timeout=10 if failures else TIMEOUT)
             except queue.Empty:
-                silent = self._silence(set(range(self.world_size)) - set(results) - set(failures))
-                self.stop()
+                silent = self._silence(set(range(len(self.processes))) - set(results) - set(failures))
                 raise RankFailed("\n".join([*failures.values(), silent])) from None
             (results if succeeded else failures)[rank] = value
         if failures:
             raise RankFailed("\n".join(f"rank {rank}:\n{text}" for rank, text in sorted(failures.items())))
-        if max(psutil.Process(process.pid).num_threads() for process in self.processes) > MAX_THREADS:
-            self.stop(patience=5.0)
-        return [results[rank] for rank in range(self.world_size)]
+        return [results[rank] for rank in range(len(self.processes))]
 
     def _answer(self, answered: set[int], timeout: float) -> tuple[int, bool, Any]:
         """The next rank's answer. Raises queue.Empty after the time, or at once where a rank that owes one has died."""
@@ -122,27 +106,27 @@ class Workers:
             f"rank {rank} {said.get(rank, f'died with exit code {self.processes[rank].exitcode}')}" for rank in sorted(ranks)
         )
 
-    def stop(self, patience: float = 0.0) -> None:
-        """Ranks are no daemons, since saving a checkpoint starts processes; an idle rank ends by itself when told to."""
-        for inbox in self.inboxes:
-            inbox.put(None)
-        for process in self.processes:
-            process.join(patience)
-            process.kill()
-        if _GROUPS.get(self.world_size) is self:
-            del _GROUPS[self.world_size]
 
+def _rank(
+    rank: int, world_size: int, port: int, stack: Path, outbox: Any, done: Any, function: Callable[..., Any], args: tuple
+) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
 
-_GROUPS: dict[int, Workers] = {}
+    from eellm.mcore.groups import destroy_groups
 
-
-def run(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    if world_size not in _GROUPS:
-        _GROUPS[world_size] = Workers(world_size)
-    return _GROUPS[world_size].run(function, args)
-
-
-@atexit.register
-def _stop_all() -> None:
-    for workers in list(_GROUPS.values()):
-        workers.stop(patience=5.0)
+    torch.set_num_threads(1)
+    with stack.open("w") as file:
+        faulthandler.register(signal.SIGUSR2, file=file, all_threads=True)
+        try:
+            store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+            dist.init_process_group(
+                "gloo", store=store, rank=rank, world_size=world_size, timeout=datetime.timedelta(seconds=TIMEOUT)
+            )
+            dist.barrier()  # who is done at once must not leave before the others have connected to it
+            outbox.put((rank, True, function(rank, *args)))
+        except BaseException:
+            outbox.put((rank, False, traceback.format_exc()))
+        finally:
+            destroy_groups()
+            done.wait()  # tensors are read from the process that sends them

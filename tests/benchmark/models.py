@@ -11,10 +11,10 @@ from eellm.benchmark.exits_alone import ExitsAlone
 from eellm.benchmark.plain_loss import LossAlone, plain_objective
 from eellm.benchmark.step_memory import FirstStage, StepMemory, logits_bytes, step_memory
 from eellm.benchmark.variants import Variant, Variants, build_variants
-from eellm.config.compose import compose
 from eellm.mcore.groups import init_groups
 from eellm.model.spec import tied_stages
 from eellm.tasks.session import Plan
+from tests.workers import composed
 
 TINY = (
     *("task=benchmark", "parallel.dp=1", "device=cpu"),
@@ -28,7 +28,7 @@ TINY = (
 @contextmanager
 def variants_of(*overrides: str) -> Iterator[Variants]:
     """Inside the process group of a test's ranks."""
-    config = compose([*TINY, *overrides])
+    config = composed([*TINY, *overrides])
     plan = Plan.of(config, config.tokenizer.vocab_size or 0)
     groups = init_groups(plan.layout, torch.device("cpu"), tied_stages(plan.spec, plan.stages))
     yield build_variants(config, plan.spec, plan.stages, groups)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from eellm.config.compose import compose, to_yaml
+from eellm.config.compose import to_yaml
 from eellm.config.fingerprint import weights_fingerprint
 from eellm.mcore.groups import init_groups
 from eellm.metrics.recorder import Recorder, open_recorder
@@ -19,6 +19,7 @@ from eellm.tasks.before_ranks import prepare
 from eellm.tasks.context import TaskContext
 from eellm.train.fit import fit
 from tests.train.fitting import BASE, MODULES
+from tests.workers import composed
 
 TEXT = [
     *("data=text", f"data.path={MODULES}", "data.pattern=**/*.py", "data.split=[0.8,0.2]"),
@@ -49,7 +50,7 @@ def parameters_built(rank: int, overrides: list[str], run_dir: str) -> list[str]
 
 def opened(rank: int, overrides: list[str], run_dir: str) -> tuple[TaskContext, Recorder]:
     quiet_dependencies()
-    config = compose([*overrides, f"data.cache_dir={Path(run_dir).parent / 'cache'}"])
+    config = composed([*overrides, f"data.cache_dir={Path(run_dir).parent / 'cache'}"])
     config = config.model_copy(update={"parallel": config.parallel.model_copy(update={"dp": config.parallel.dp or 1})})
     context = TaskContext(config, Path(run_dir))
     if rank == 0:

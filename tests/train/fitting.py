@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback
 
-from eellm.config.compose import compose
 from eellm.data.corpus import prepare_corpus
 from eellm.mcore.groups import init_groups
 from eellm.metrics.recorder import open_recorder
@@ -17,6 +16,7 @@ from eellm.model.spec import tied_stages
 from eellm.quiet import quiet_dependencies
 from eellm.tasks.session import Plan
 from eellm.train.fit import TrainingJob, fit
+from tests.workers import composed
 
 MODULES = Path(sysconfig.get_path("stdlib")) / "email"
 
@@ -61,7 +61,7 @@ def train(
 ) -> dict:
     """Sample numbers of every step on this rank, the last metrics, and the names of the checkpoints."""
     quiet_dependencies()
-    config = compose([*BASE, f"data.cache_dir={Path(run_dir).parent / 'cache'}", *overrides])
+    config = composed([*BASE, f"data.cache_dir={Path(run_dir).parent / 'cache'}", *overrides])
     corpus = prepare_corpus(config)
     plan = Plan.of(config, corpus.vocab_size)
     groups = init_groups(plan.layout, torch.device("cpu"), tied_stages(plan.spec, plan.stages))

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from eellm.config.compose import compose
 from eellm.data.corpus import prepare_corpus
 from eellm.engine.chunks import ChunkOptions, Chunks, build_chunks
 from eellm.errors import CheckpointError, WriteError
@@ -24,6 +23,7 @@ from eellm.quiet import quiet_dependencies
 from eellm.tasks.session import Plan
 from eellm.train.warm_start import warm_start
 from tests.train.fitting import BASE
+from tests.workers import composed
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Model:
 def build(overrides: list[str], cache: str) -> Model:
     """A freshly initialised model and its optimizer on the layout of the overrides."""
     quiet_dependencies()
-    config = compose([*BASE, f"data.cache_dir={cache}", *overrides])
+    config = composed([*BASE, f"data.cache_dir={cache}", *overrides])
     plan = Plan.of(config, prepare_corpus(config).vocab_size)
     groups = init_groups(plan.layout, torch.device("cpu"), tied_stages(plan.spec, plan.stages))
     options = ChunkOptions(config.precision.dtype, config.seed, reduction=ReductionOptions(config.optimizer.distributed))
