@@ -13,8 +13,8 @@ help:  ## list the targets
 demo: $(VENV)/installed  ## install into .venv, then train, evaluate and decode a small early-exit model
 	$(IN_VENV) run.py
 
-# one thread each, since ranks share the cores; faster where there are more of those: make test TEST_PROCESSES=4
-TEST_PROCESSES ?= 0
+# one thread each, since ranks share the cores; on eight cores: make test TEST_PROCESSES=8
+TEST_PROCESSES ?= 2
 test: $(VENV)/installed-test  ## install with the test extra, then run the whole suite
 	OMP_NUM_THREADS=1 $(IN_VENV) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
