@@ -1,4 +1,4 @@
-"""Runs on spawned ranks: the benchmark of decoding on a tiny model, timed by a clock that reads its seconds from a list."""
+"""Runs on forked ranks: the benchmark of decoding on a tiny model, timed by a clock that reads its seconds from a list."""
 
 from __future__ import annotations
 

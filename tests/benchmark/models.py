@@ -1,4 +1,4 @@
-"""Runs on spawned ranks: parts of the benchmark on a tiny model, returned as plain numbers."""
+"""Runs on forked ranks: parts of the benchmark on a tiny model, returned as plain numbers."""
 
 from __future__ import annotations
 

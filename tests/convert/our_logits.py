@@ -1,4 +1,4 @@
-"""Runs on spawned ranks: logits of an imported run, from whole sequences and token by token."""
+"""Runs on forked ranks: logits of an imported run, from whole sequences and token by token."""
 
 from __future__ import annotations
 

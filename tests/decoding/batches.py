@@ -1,4 +1,4 @@
-"""Runs on spawned ranks: many requests through one decoder."""
+"""Runs on forked ranks: many requests through one decoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs on spawned ranks: tiny models with random weights whose exits fire, and what decoding makes of them."""
+"""Runs on forked ranks: tiny models with random weights whose exits fire, and what decoding makes of them."""
 
 from __future__ import annotations
 

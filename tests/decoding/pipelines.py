@@ -1,4 +1,4 @@
-"""Runs on spawned ranks: requests through a pipeline, or through one rank as sequential catch-up decoding does it."""
+"""Runs on forked ranks: requests through a pipeline, or through one rank as sequential catch-up decoding does it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs on spawned ranks: one step of a model on a layout, returning whole gradients by global name to compare with the oracle."""
+"""Runs on forked ranks: one step of a model on a layout, returning whole gradients by global name to compare with the oracle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs on spawned ranks: steps that tune exits, with whole gradients and updated values by global name to compare."""
+"""Runs on forked ranks: steps that tune exits, with whole gradients and updated values by global name to compare."""
 
 from __future__ import annotations
 

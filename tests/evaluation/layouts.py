@@ -1,4 +1,4 @@
-"""Runs on spawned ranks: the evaluation of a freshly initialised model on a layout, and its whole parameters for the oracle."""
+"""Runs on forked ranks: the evaluation of a freshly initialised model on a layout, and its whole parameters for the oracle."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def test_sections_run(name: str) -> None:
 
 
 def test_the_executor_is_compared(tmp_path: Path) -> None:
-    """The ranks that the section starts, as workers that are there already: starting takes longer than comparing."""
+    """The ranks that the section starts, as forked ones: starting Python takes longer than comparing."""
     workers.run(2, executor_on, str(tmp_path))
     for rank in range(2):
         number, *times, difference = (tmp_path / f"rank_{rank}").read_text().split("\t")

@@ -1,4 +1,4 @@
-"""Runs on spawned ranks: what the harness's model answers, and what a decoder says along the same texts."""
+"""Runs on forked ranks: what the harness's model answers, and what a decoder says along the same texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs on spawned ranks: a server over several ranks, and one whose other rank falls silent."""
+"""Runs on forked ranks: a server over several ranks, and one whose other rank falls silent."""
 
 from __future__ import annotations
 
@@ -48,7 +48,6 @@ def failure_of_a_silent_rank(rank: int, overrides: list[str], folder: Path, seco
 
     began = time.monotonic()
     try:
-        # a rank's process is reused: what is put in place of a method must go again
         with patch.object(Follower, "follow", lambda _: time.sleep(seconds)) if rank > 0 else nullcontext():
             _serve(rank, overrides, folder, threading.Event(), ask)
     except Exception as error:

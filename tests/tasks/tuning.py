@@ -1,4 +1,4 @@
-"""Runs on spawned ranks: tasks that train and tune, in a run directory of their own, without the command line around them."""
+"""Runs on forked ranks: tasks that train and tune, in a run directory of their own, without the command line around them."""
 
 from __future__ import annotations
 

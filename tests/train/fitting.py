@@ -1,4 +1,4 @@
-"""Runs on spawned ranks: training through Lightning on a package of the standard library as text."""
+"""Runs on forked ranks: training through Lightning on a package of the standard library as text."""
 
 from __future__ import annotations
 

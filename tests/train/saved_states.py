@@ -1,4 +1,4 @@
-"""Runs on spawned ranks: models and optimizer states loaded, saved and refused without training; whole tensors to compare."""
+"""Runs on forked ranks: models and optimizer states loaded, saved and refused without training; whole tensors to compare."""
 
 from __future__ import annotations
 
