@@ -1,6 +1,7 @@
 """`python run.py ...` as a user runs it, but for the seconds that importing takes: in forked processes.
 
-Python itself is started by tests/test_run.py, tests/test_readme.py and tests/faults.
+Python itself is started where that, signals or the environment at import are what is tested: tests/test_run.py, test_readme.py,
+faults, serving, harness.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,8 +37,9 @@ def run_py(
             fork(_command, overrides, cwd, environment, largest_file, *files)
             for environment, files in zip(environments(ranks), outputs, strict=True)
         ]
+        deadline = time.monotonic() + TIMEOUT
         for process in processes:
-            process.join(TIMEOUT)
+            process.join(max(0.0, deadline - time.monotonic()))
         late = [process for process in processes if process.is_alive()]
         for process in late:
             process.kill()

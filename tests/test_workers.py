@@ -41,6 +41,7 @@ def test_results_come_back_in_rank_order_and_a_failure_is_of_its_run_alone() -> 
 
 
 def test_a_hung_rank_fails_with_its_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert workers.run(2, add_ranks) == [1.0, 1.0]
     monkeypatch.setattr(workers, "TIMEOUT", 8)
     with pytest.raises(workers.RankFailed, match=r"rank 1 hung[\s\S]*hang_here_on_one"):
         workers.run(2, hang_here_on_one)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from eellm.config.compose import compose
@@ -33,7 +34,8 @@ class RankFailed(AssertionError):
 
 
 def run(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    return Ranks(world_size, function, args).results()
+    with tempfile.TemporaryDirectory() as stacks:
+        return Ranks(world_size, Path(stacks), function, args).results()
 
 
 def composed(overrides: list[str]) -> Config:
@@ -47,13 +49,12 @@ def composed(overrides: list[str]) -> Config:
 class Ranks:
     """Processes that call a function each and stay until their results have been read."""
 
-    def __init__(self, world_size: int, function: Callable[..., Any], args: tuple):
+    def __init__(self, world_size: int, stacks: Path, function: Callable[..., Any], args: tuple):
         # held here: a port that is found free first and listened at later may be somebody else's by then
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.outbox = CONTEXT.Queue()
         self.done = CONTEXT.Event()
-        folder = tempfile.mkdtemp()
-        self.stacks = [Path(folder) / f"rank_{rank}" for rank in range(world_size)]
+        self.stacks = [stacks / f"rank_{rank}" for rank in range(world_size)]
         self.processes = [
             fork(_rank, rank, world_size, self.store.port, stack, self.outbox, self.done, function, args)
             for rank, stack in enumerate(self.stacks)
@@ -110,11 +111,9 @@ class Ranks:
 def _rank(
     rank: int, world_size: int, port: int, stack: Path, outbox: Any, done: Any, function: Callable[..., Any], args: tuple
 ) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
+    from eellm.mcore.groups import destroy_groups  # megatron-core is for the ranks, not for the process of the tests
 
-    from eellm.mcore.groups import destroy_groups
-
+    os.environ["OMP_NUM_THREADS"] = "1"  # of what a rank starts itself
     torch.set_num_threads(1)
     with stack.open("w") as file:
         faulthandler.register(signal.SIGUSR2, file=file, all_threads=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 
 from eellm.rundir import RunDirectory
 from tests import workers
+from tests.command_line import free_port
 from tests.faults.runs import ROOT, STEPS, differences, records
 from tests.train.fitting import BASE, train
 
@@ -23,9 +23,7 @@ class Nodes:
     """The same command under one agent per node."""
 
     def __init__(self, *command: str):
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--monitor-interval=0.2"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self.agents = [
