@@ -23,7 +23,7 @@ _FP32 = 4
 
 
 @dataclass(frozen=True)
-class StepMemory:
+class RankMemory:
     """Bytes of one rank: the peaks of a step with exits and without, and what exits are allowed to add."""
 
     with_exits: int
@@ -31,21 +31,42 @@ class StepMemory:
     allowance: int
 
     @property
-    def difference(self) -> int:
+    def added(self) -> int:
+        return self.with_exits - self.without_exits
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Of all ranks: what the largest of them needs decides which device will do, and each has an allowance of its own."""
+
+    ranks: tuple[RankMemory, ...]
+
+    @property
+    def with_exits(self) -> int:
+        return max(rank.with_exits for rank in self.ranks)
+
+    @property
+    def without_exits(self) -> int:
+        return max(rank.without_exits for rank in self.ranks)
+
+    @property
+    def added(self) -> int:
+        """To the largest peak; the rank that has it with exits may be another one than without."""
         return self.with_exits - self.without_exits
 
     @property
-    def ratio(self) -> float:
-        return self.difference / self.allowance
+    def nearest(self) -> RankMemory:
+        """The rank whose exits come nearest to their allowance or exceed it most."""
+        return max(self.ranks, key=lambda rank: rank.added / rank.allowance)
 
 
 def step_memory(variants: Variants) -> StepMemory:
-    """Of the rank whose exits come nearest to their allowance or exceed it most; the same on all ranks."""
+    """Called by all ranks, and the same on all."""
     with_exits, without_exits = (peak_bytes(variant.run) for variant in (variants.with_exits, variants.without_exits))
-    mine = StepMemory(with_exits, without_exits, allowance(variants.with_exits))
-    ranks: list[StepMemory] = [mine] * dist.get_world_size()
+    mine = RankMemory(with_exits, without_exits, allowance(variants.with_exits))
+    ranks: list[RankMemory] = [mine] * dist.get_world_size()
     dist.all_gather_object(ranks, mine)
-    return max(ranks, key=lambda memory: memory.ratio)
+    return StepMemory(tuple(ranks))
 
 
 def allowance(variant: Variant) -> int:

@@ -73,7 +73,8 @@ def memory_figures(variants: Variants) -> list[Figure]:
     return [
         megabytes("memory/with_exits", "peak of a step with exits", memory.with_exits),
         megabytes("memory/without_exits", "peak of a step without exits", memory.without_exits),
-        megabytes("memory/added", "difference of the peaks", memory.difference, memory.allowance),
+        megabytes("memory/added", "difference of the peaks", memory.added),
+        megabytes("memory/added_to_rank", "most added to a rank", memory.nearest.added, memory.nearest.allowance),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from eellm.benchmark.step_memory import RankMemory, StepMemory
 from tests import workers
 from tests.benchmark.models import gradients_of_the_exits, growth, losses_and_gradients, memory_of_a_step, programs
 
@@ -26,7 +27,8 @@ def test_exits_add_no_more_than_the_logits_of_one_microbatch(name: str) -> None:
     world, overrides = LAYOUTS[name]
     memories = workers.run(world, memory_of_a_step, *overrides)
     assert len(set(memories)) == 1, "every rank reports the same"
-    assert memories[0].difference <= memories[0].allowance
+    assert len(memories[0].ranks) == world
+    assert memories[0].nearest.added <= memories[0].nearest.allowance
 
 
 @pytest.mark.dist
@@ -34,7 +36,7 @@ def test_exits_that_are_not_deferred_exceed_it() -> None:
     """Chunks of 4 tokens leave little room, and eager exits keep gradients of their weights."""
     overrides = ["parallel=pp2", "exits.deferred=false", "trainer.loss_chunk=4"]
     memory = workers.run(2, memory_of_a_step, *overrides)[0]
-    assert memory.difference > memory.allowance
+    assert memory.nearest.added > memory.nearest.allowance
     deferred = workers.run(2, memory_of_a_step, "parallel=pp2", "trainer.loss_chunk=4")[0]
     assert deferred.with_exits < memory.with_exits
     assert deferred.without_exits == memory.without_exits
@@ -79,8 +81,16 @@ def test_it_runs_the_schedule_of_the_config() -> None:
     )
     assert gpipe.without_exits > one_f_one_b.without_exits
     assert gpipe.with_exits > one_f_one_b.with_exits
-    assert one_f_one_b.allowance < gpipe.allowance
-    assert gpipe.difference <= gpipe.allowance
+    assert one_f_one_b.nearest.allowance < gpipe.nearest.allowance
+    assert gpipe.nearest.added <= gpipe.nearest.allowance
+
+
+def test_the_largest_rank_decides_and_each_has_an_allowance_of_its_own() -> None:
+    first, last = RankMemory(with_exits=110, without_exits=100, allowance=40), RankMemory(80, 50, 40)
+    memory = StepMemory((first, last))
+    assert (memory.with_exits, memory.without_exits, memory.added) == (110, 100, 10)
+    assert memory.nearest == last
+    assert StepMemory((first, RankMemory(130, 50, 40))).added == 30, "the largest rank is another one with exits"
 
 
 @pytest.mark.dist
