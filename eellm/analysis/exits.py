@@ -23,7 +23,7 @@ def exit_table(runs: pd.DataFrame) -> pd.DataFrame:
     `measured` says on what: `evaluation` (exits.csv), or for a run without one `validation`: its last validation loss, which
     is of other batches, and no more than that.
     """
-    evaluated = run_table(runs, "exits").assign(measured="evaluation")
+    evaluated = run_table(runs, "exits", ["head"], ["layer", *MEASURES]).assign(measured="evaluation")
     rest = runs[~runs["run"].isin(evaluated["run"])]
     validated = [row for run in records(rest) for row in _validated(runs, run)]
     place = {run: number for number, run in enumerate(runs["run"])}
@@ -35,8 +35,9 @@ def exit_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 def reliability(runs: pd.DataFrame) -> pd.DataFrame:
     """Calibration: one row a run, head and bin of confidence that has tokens: mean `confidence`, `accuracy`, `count`."""
-    frame = run_table(runs, "reliability")
-    return frame.dropna(subset=["confidence", "accuracy"]) if len(frame) else frame
+    frame = run_table(runs, "reliability", ["head"], ["bin", "confidence", "accuracy", "count"])
+    known = {"confidence", "accuracy"} <= set(frame.columns)
+    return frame.dropna(subset=["confidence", "accuracy"]) if known else frame.head(0)
 
 
 def exit_shares(table: pd.DataFrame) -> pd.DataFrame:

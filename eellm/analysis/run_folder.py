@@ -13,12 +13,15 @@ from typing import Any
 import yaml
 
 from eellm.errors import as_typed
-from eellm.metrics.rows import Row, read_rows
+from eellm.metrics.generations import read_generations
+from eellm.metrics.rows import Row, decode_values, is_number, read_rows
 from eellm.metrics.tables import Cell, read_table
 from eellm.rundir import RunDirectory
 
 MARKS = ("status.json", "metrics.jsonl")
 """What a folder has that a run has written into."""
+LAST_TIME = 9.2e9
+"""Nanoseconds in 64 bits end in 2262."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,11 @@ def read_run(path: Path) -> Run:
     """Raises OSError or ValueError, naming the file and what is wrong, where one is missing, cut or not what it should be."""
     folder = RunDirectory(path)
     status = _read_json(folder.status_file)
-    if "state" not in status:
+    if not isinstance(status.get("state"), str):
         raise ValueError("status.json does not say in which state the run is")
-    started, updated = (float(status[key]) if key in status else None for key in ("started", "updated"))
+    if not isinstance(status.get("error"), str | None):
+        raise ValueError(f"status.json: error is {status['error']!r:.40}, not a text")
+    started, updated = (_time(status, key) for key in ("started", "updated"))
     return Run(
         path=str(path),
         config=_read_config(folder.config),
@@ -61,7 +66,7 @@ def read_run(path: Path) -> Run:
         error=status.get("error"),
         started=started,
         seconds=None if started is None or updated is None or status["state"] == "running" else updated - started,
-        metrics=_read_json(folder.final_metrics) if folder.final_metrics.exists() else {},
+        metrics=_read_metrics(folder.final_metrics) if folder.final_metrics.exists() else {},
     )
 
 
@@ -78,9 +83,7 @@ class RunFiles:
         return read_table(self.path / f"{name}.csv")
 
     def generations(self) -> list[dict[str, Any]]:
-        file = self.path / "generations.jsonl"
-        lines = file.read_text(encoding="utf-8").split("\n") if file.exists() else []
-        return [json.loads(line) for line in lines if line.strip()]
+        return read_generations(self.path / "generations.jsonl")
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Cell]]:
@@ -100,6 +103,23 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file.name} holds a {type(content).__name__}, not an object")
     return content
+
+
+def _read_metrics(file: Path) -> dict[str, float]:
+    content = _read_json(file)
+    try:
+        return decode_values(content)
+    except ValueError as error:
+        raise ValueError(f"{file.name}: {error}") from error
+
+
+def _time(status: Mapping[str, Any], key: str) -> float | None:
+    """Seconds since the epoch, as far as pandas can count them."""
+    if key not in status:
+        return None
+    if not is_number(status[key]) or not 0 <= status[key] < LAST_TIME:
+        raise ValueError(f"status.json: {key} is {status[key]!r:.40}, not a time in seconds")
+    return float(status[key])
 
 
 def _read_config(file: Path) -> dict[str, Cell]:

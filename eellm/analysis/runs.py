@@ -17,6 +17,7 @@ from eellm.analysis.run_folder import Run, RunFiles, read_run, run_folders
 from eellm.analysis.wandb_project import SCHEME, WandbFiles, project_runs
 from eellm.errors import RunError
 from eellm.metrics.names import STEP, TIME
+from eellm.metrics.rows import is_number
 from eellm.metrics.tables import Cell
 
 Source = str | Path
@@ -76,16 +77,29 @@ def metric_history(runs: pd.DataFrame, names: str | Sequence[str] = "*") -> pd.D
     return gather(runs, read, [STEP, "seconds", "metric", "value"])
 
 
-def run_table(runs: pd.DataFrame, name: str) -> pd.DataFrame:
+def run_table(runs: pd.DataFrame, name: str, texts: Sequence[str] = (), numbers: Sequence[str] = ()) -> pd.DataFrame:
     """Rows of every run's `<name>.csv` (`speed_quality`, `trade_off`, `exits_untuned`, `benchmark`, `lm_eval`...), behind
-    `run`, `name` and the settings. Runs without the table have no rows."""
-    return gather(runs, lambda files: files.table(name))
+    `run`, `name` and the settings. Runs without the table have no rows.
+
+    `texts`: columns without which a table cannot be read; `numbers`: those that hold numbers or nothing, where they are there.
+    """
+
+    def read(files: RunFiles | WandbFiles) -> list[dict[str, Cell]]:
+        rows = files.table(name)
+        for row in rows:
+            wrong = [column for column in texts if not isinstance(row.get(column), str)]
+            wrong += [column for column in numbers if row.get(column) is not None and not is_number(row[column])]
+            if wrong:
+                raise ValueError(f"{name}.csv: {wrong[0]} is {row.get(wrong[0])!r:.40}")
+        return rows
+
+    return gather(runs, read)
 
 
 def speed_quality(runs: pd.DataFrame) -> pd.DataFrame:
     """Speed against quality of every run, decoding and threshold: the rows of speed_quality.csv (its columns are explained in
     `eellm/benchmark/speed_quality.py`), behind `run`, `name` and the settings."""
-    return run_table(runs, "speed_quality")
+    return run_table(runs, "speed_quality", ["decoding"], ["tokens_per_second", "speedup", "agreement", "mean_layers"])
 
 
 def gather(
@@ -101,7 +115,7 @@ def gather(
     for label in records(runs[labels]):
         try:
             found = list(read(_files(label["run"])))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             broken.append((label["run"], reason(error)))
         else:
             rows += [{**label, **row} for row in found]
@@ -117,8 +131,6 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def reason(error: Exception) -> str:
     """Why a run cannot be read, in one line."""
-    if isinstance(error, KeyError):
-        return f"{error} is missing"
     return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeGuard
 
-from eellm.metrics.names import STEP
+from eellm.metrics.names import STEP, TIME
 
 Row = dict[str, float]
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -33,18 +35,53 @@ def encode_row(row: Row) -> str:
 
 
 def decode_row(line: str) -> Row:
-    return {name: NON_FINITE[value] if isinstance(value, str) else value for name, value in json.loads(line).items()}
+    """Raises ValueError for what is no row."""
+    row = decode_values(json.loads(line))
+    for name in (STEP, TIME):
+        if not math.isfinite(row.get(name, math.nan)):
+            raise ValueError(f"{name} is {row[name]}" if name in row else f"{name} is missing")
+    if row[STEP] != int(row[STEP]):
+        raise ValueError(f"{STEP} is {row[STEP]}, not a whole number")
+    return row
+
+
+def decode_values(values: object) -> Row:
+    """Numbers by name, as they were before `encode`. Raises ValueError for anything else."""
+    if not isinstance(values, dict):
+        raise ValueError(f"holds {values!r:.40}, not an object")
+    row: Row = {}
+    for name, value in values.items():
+        read = NON_FINITE.get(value, value) if isinstance(value, str) else value
+        if not is_number(read):
+            raise ValueError(f"{name} is {value!r:.40}, not a number")
+        row[name] = read
+    return row
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is one that a float can hold; true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
 def read_rows(path: Path) -> list[Row]:
     """All rows of a metrics.jsonl in order; [] where there is no file.
 
-    A last line without an end is what a killed process leaves behind, and is left out.
+    A last line without an end is what a killed process leaves behind, and is left out. Raises ValueError, naming the line, for
+    any other that is no row.
     """
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [decode_row(line) for line in lines if line.strip()]
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                rows.append(decode_row(line))
+            except ValueError as error:
+                raise ValueError(f"{path.name}, line {number}: {error}") from error
+    return rows
 
 
 def rewrite_rows(path: Path, rows: Iterable[Row]) -> None:

@@ -52,8 +52,21 @@ def write_table(path: Path, rows: Sequence[TableRow]) -> None:
 
 
 def read_table(path: Path) -> list[dict[str, Cell]]:
-    """Rows of a CSV written by `write_table` or by pandas; [] where there is no file."""
+    """Rows of a CSV written by `write_table` or by pandas; [] where there is no file.
+
+    Raises ValueError, naming the line, where a row has not one cell a column.
+    """
     if not path.exists():
         return []
+    rows: list[dict[str, Cell]] = []
     with open(path, newline="", encoding="utf-8") as file:
-        return [{name: parse_cell(text or "") for name, text in row.items()} for row in csv.DictReader(file)]
+        reader = csv.reader(file)
+        try:
+            columns = next(reader, [])
+            for cells in filter(None, reader):
+                if len(cells) != len(columns):
+                    raise ValueError(f"{len(cells)} cells for {len(columns)} columns")
+                rows.append({name: parse_cell(text) for name, text in zip(columns, cells, strict=True)})
+        except (csv.Error, ValueError) as error:
+            raise ValueError(f"{path.name}, line {reader.line_num}: {error}") from error
+    return rows

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eellm.metrics.generations import read_generations
 from eellm.metrics.names import FINAL, STEP, TRAIN_LOSS, VAL_LOSS, depth, heads_in
 from eellm.metrics.rows import Row, read_rows
 from eellm.metrics.tables import Cell, read_table
@@ -173,7 +174,7 @@ def load_run(run_dir: Path) -> RunRecord:
         speed_quality=read_table(run_dir / "speed_quality.csv"),
         lm_eval=read_table(run_dir / "lm_eval.csv"),
         reliability=read_table(run_dir / "reliability.csv"),
-        generations=_read_generations(run_dir / "generations.jsonl"),
+        generations=[_generation(entry) for entry in read_generations(run_dir / "generations.jsonl")],
     )
 
 
@@ -187,12 +188,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _read_generations(path: Path) -> list[Generation]:
-    if not path.exists():
-        return []
-    return [_generation(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def _generation(entry: dict[str, Any]) -> Generation:

@@ -5,7 +5,15 @@ import time
 import pandas as pd
 import pytest
 
-from eellm.analysis import exit_table, load_runs, metric_history, settings_of, speed_quality
+from eellm.analysis import (
+    exit_table,
+    load_runs,
+    metric_history,
+    reliability,
+    settings_of,
+    speed_quality,
+    token_table,
+)
 from eellm.config.compose import compose, to_yaml
 from eellm.errors import RunError, as_typed
 from tests.analysis.run_folders import STARTED, write_run
@@ -98,6 +106,10 @@ def stateless(run):
     (run / "status.json").write_text("{}")
 
 
+def saying(name, text):
+    return lambda run: (run / name).write_text(text)
+
+
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
@@ -109,6 +121,17 @@ def stateless(run):
         (unreadable, "metrics.json: Is a directory"),
         (binary, "config.yaml is not a mapping in YAML"),
         (stateless, "status.json does not say"),
+        (saying("status.json", '{"state": ["done"]}'), "status.json does not say"),
+        (saying("status.json", '{"state": "failed", "error": {}}'), "status.json: error is {}"),
+        (saying("status.json", '{"state": "done", "started": null}'), "status.json: started is None"),
+        (saying("status.json", '{"state": "done", "started": [1], "updated": 2}'), "status.json: started is [1]"),
+        (saying("status.json", '{"state": "done", "started": 1, "updated": "2"}'), "status.json: updated is '2'"),
+        (saying("status.json", '{"state": "done", "started": 1e30, "updated": NaN}'), "status.json: started is 1e+30"),
+        (saying("status.json", "[1]"), "status.json holds a list"),
+        (saying("metrics.json", '{"val/loss/final": "low"}'), "metrics.json: val/loss/final is 'low'"),
+        (saying("metrics.json", '{"val/loss/final": {"mean": 4.0}}'), "metrics.json: val/loss/final is {'mean': 4.0}"),
+        (saying("metrics.json", '{"val/loss/final": true}'), "metrics.json: val/loss/final is True"),
+        (saying("metrics.json", "3"), "metrics.json holds a int"),
     ],
 )
 def test_broken_runs_are_reported(tmp_path, damage, named):
@@ -150,14 +173,53 @@ def test_history_is_long_and_keeps_what_varies(tmp_path):
     assert len(metric_history(load_runs(tmp_path), ["train/lr", "no/*"])) == 4
 
 
-def test_a_broken_file_costs_its_run_only(tmp_path):
-    for name in ("good", "bad"):
-        write_run(tmp_path / name, history=[{"step": 1, "time": 0.0, "train/lr": 0.1}])
-    (tmp_path / "bad" / "metrics.jsonl").write_text('{"step": 1, "ti\n{"step": 2}\n')
+ROW, TEXT = '{"step": 1, "time": 0.0, "train/lr": 0.1}\n', {"prompt": "a", "text": "b", "decoding": "catch_up", "threshold": 0.5}
+GOOD_EXITS = "head,layer,loss\nfinal,8,4.0\n"
+TOKEN = {"text": "b", "head": "final", "exit_layer": 8, "confidence": 0.5, "logprob": -1.0}
+
+
+def text_of(changes, **token):
+    return json.dumps({**TEXT, "tokens": [{**TOKEN, **token}], **changes}) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("read", "file", "good", "bad", "reason"),
+    [
+        (metric_history, "metrics.jsonl", ROW, '{"step": 1, "ti\n' + ROW, "line 1: Unterminated string"),
+        (metric_history, "metrics.jsonl", ROW, ROW + "[1,2]\n", "line 2: holds [1, 2], not an object"),
+        (metric_history, "metrics.jsonl", ROW, "3\n", "line 1: holds 3, not an object"),
+        (metric_history, "metrics.jsonl", ROW, '{"step": null, "time": 0.0}\n', "line 1: step is None, not a number"),
+        (metric_history, "metrics.jsonl", ROW, '{"step": 1.5, "time": 0.0}\n', "line 1: step is 1.5, not a whole number"),
+        (metric_history, "metrics.jsonl", ROW, '{"step": "NaN", "time": 0.0}\n', "line 1: step is nan"),
+        (metric_history, "metrics.jsonl", ROW, '{"step": 1}\n', "line 1: time is missing"),
+        (metric_history, "metrics.jsonl", ROW, ROW.replace("0.1", '"fast"'), "line 1: train/lr is 'fast', not a number"),
+        (metric_history, "metrics.jsonl", ROW, ROW.replace("0.1", "true"), "line 1: train/lr is True, not a number"),
+        (metric_history, "metrics.jsonl", ROW, ROW.replace("0.1", "1" + "0" * 400), "line 1: train/lr is 1000"),
+        (token_table, "generations.jsonl", text_of({}), text_of({"tokens": None}), "line 1: tokens is None, not a list"),
+        (token_table, "generations.jsonl", text_of({}), text_of({"tokens": [1]}), "line 1: tokens is [1], not a list of objects"),
+        (token_table, "generations.jsonl", text_of({}), text_of({}) + "[1]\n", "line 2: holds [1], not an object"),
+        (token_table, "generations.jsonl", text_of({}), text_of({"prompt": None}), "line 1: prompt is None, not a text"),
+        (token_table, "generations.jsonl", text_of({}), text_of({"threshold": "x"}), "line 1: threshold is 'x'"),
+        (token_table, "generations.jsonl", text_of({}), text_of({}, head="exit_a"), "line 1: head is 'exit_a', not a head's"),
+        (token_table, "generations.jsonl", text_of({}), text_of({}, logprob=[1]), "line 1: logprob is [1], not a number or null"),
+        (exit_table, "exits.csv", GOOD_EXITS, "head,layer\nfinal,8,4.0\n", "line 2: 3 cells for 2 columns"),
+        (exit_table, "exits.csv", GOOD_EXITS, "head,layer,loss\nfinal,8\n", "line 2: 2 cells for 3 columns"),
+        (exit_table, "exits.csv", GOOD_EXITS, "layer,loss\n8,4.0\n", "head is None"),
+        (exit_table, "exits.csv", GOOD_EXITS, "head,layer,loss\nfinal,8,low\n", "loss is 'low'"),
+        (speed_quality, "speed_quality.csv", "decoding,speedup\nfull,1\n", "decoding,speedup\n,1\n", "decoding is None"),
+        (reliability, "reliability.csv", "head,confidence,accuracy\nfinal,1,1\n", "head,bin\nfinal,first\n", "bin is 'first'"),
+    ],
+)  # fmt: skip
+def test_a_broken_file_costs_its_run_only(tmp_path, read, file, good, bad, reason):
+    for name, content in (("good", good), ("bad", bad)):
+        (write_run(tmp_path / name) / file).write_text(content)
     runs = load_runs(tmp_path)
-    frame = metric_history(runs)
+    frame = read(runs)
     assert list(frame["run"]) == [str(tmp_path / "good")]
-    assert [path for path, _ in frame.attrs["broken"]] == [str(tmp_path / "bad")]
+    ((path, said),) = frame.attrs["broken"]
+    assert path == str(tmp_path / "bad")
+    assert said.startswith(file)
+    assert reason in said
     assert runs.attrs["broken"] == []
 
 

@@ -105,6 +105,63 @@ def test_a_run_that_cannot_be_read_is_reported(api):
     assert "yesterday" in reason
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("created_at", None, "created_at is None"),
+        ("config", None, "config is None"),
+        ("summary_metrics", "?", "summary is '?'"),
+        ("summary_metrics", {"_runtime": "long"}, "_runtime is 'long'"),
+    ],
+)
+def test_a_run_of_another_shape_is_reported(api, name, value, reason):
+    setattr(api["bb"], name, value)
+    runs = load_runs(PROJECT)
+    assert runs["run"].tolist() == [f"{PROJECT}/aa"]
+    ((path, said),) = runs.attrs["broken"]
+    assert path == f"{PROJECT}/bb"
+    assert reason in said
+
+
+def test_our_own_errors_are_not_taken_for_broken_runs(api, monkeypatch):
+    def mistaken(*_):
+        raise TypeError("ours")
+
+    monkeypatch.setattr("eellm.analysis.wandb_project.flatten", mistaken)
+    with pytest.raises(TypeError, match="ours"):
+        load_runs(PROJECT)
+
+
+def test_what_cannot_be_fetched_costs_its_run_only(api, monkeypatch):
+    runs = load_runs(PROJECT)
+
+    def unreachable(*_):
+        raise wandb.errors.CommError("connection refused")
+
+    monkeypatch.setattr(api["bb"], "scan_history", unreachable)
+    history = metric_history(runs)
+    assert set(history["run"]) == {f"{PROJECT}/aa"}
+    ((path, reason),) = history.attrs["broken"]
+    assert path == f"{PROJECT}/bb"
+    assert "connection refused" in reason
+    monkeypatch.setattr(api["aa"], "file", unreachable)
+    assert [path for path, _ in speed_quality(runs).attrs["broken"]] == [f"{PROJECT}/aa"]
+
+
+@pytest.mark.parametrize("row", [{"step": "one", "_timestamp": 1.0}, {"step": 1}])
+def test_a_history_of_another_shape_is_reported(api, monkeypatch, row):
+    runs = load_runs(PROJECT)
+    monkeypatch.setattr(api["aa"], "scan_history", lambda: [row])
+    assert [path for path, _ in metric_history(runs).attrs["broken"]] == [f"{PROJECT}/aa"]
+
+
+@pytest.mark.parametrize("content", ["[]", '{"columns": ["a"]}', '{"columns": ["a"], "data": [[1, 2]]}', '{"columns": ["a"], '])
+def test_a_table_of_another_shape_is_reported(api, monkeypatch, content):
+    runs = load_runs(PROJECT)
+    monkeypatch.setattr(api["aa"], "file", lambda path: StoredFile(path, content))
+    assert [path for path, _ in speed_quality(runs).attrs["broken"]] == [f"{PROJECT}/aa"]
+
+
 def test_what_is_no_project_is_an_error(api, monkeypatch):
     for source, message in {
         "wandb://us": "give a project as wandb://entity/project",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
+from eellm.analysis import metric_history
 from eellm.config.compose import compose
 from eellm.errors import ConfigError, RunError
 from eellm.report.number_text import MISSING
@@ -190,7 +191,7 @@ def test_few_runs_are_drawn_each_and_many_by_the_mean_over_seeds(folder):
     assert [line.runs for line in many] == [tuple(str(folder / f"{3 * group + seed}") for seed in range(3)) for group in range(3)]
     assert [line.label for line in many] == ["values=0.1", "values=0.5", "values=1"]
     assert "mean" in words
-    final = next(plot for plot in loss_plots(runs, many) if plot.title.endswith("final"))
+    final = next(plot for plot in loss_plots(metric_history(runs), many) if plot.title.endswith("final"))
     assert drawn(final) == {round(statistics.mean(loss(weight, seed) for seed in SEEDS), 6) for weight in WEIGHTS}
 
 
@@ -201,7 +202,7 @@ def test_of_too_many_settings_the_best_are_drawn_and_a_band_of_all(tmp_path):
     best, words = lines(runs)
     assert [line.runs for line in best] == [(str(tmp_path / f"{number:02}"),) for number in range(8)]
     assert "lowest" in words
-    final = next(plot for plot in loss_plots(runs, best) if plot.title.endswith("final"))
+    final = next(plot for plot in loss_plots(metric_history(runs), best) if plot.title.endswith("final"))
     (band,) = final.figure(paper_ink([])).axes[0].collections
     heights = [y for x, y in band.get_paths()[0].vertices if x == 100]
     assert (min(heights), max(heights)) == pytest.approx((loss(0, 1), loss(1.1, 1)))
@@ -211,6 +212,16 @@ def test_runs_without_speeds_have_no_speed_figure(folder):
     runs = Compared.load(str(folder)).runs
     empty = runs.head(0).assign(agreement=[], speedup=[])
     assert speed_plot(empty, lines(runs)[0]) is None
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "exits.csv", "speed_quality.csv", "reliability.csv", "generations.jsonl"])
+def test_a_run_with_one_broken_file_is_named_and_the_page_made(tmp_path, name):
+    for run in ("good", "bad"):
+        write_run(tmp_path / run, {"seed": 1 if run == "good" else 2}, {"val/loss/final": 1.0})
+    (tmp_path / "bad" / name).write_text("a,b\n1,2,3\n" if name.endswith("csv") else "[1]\n")
+    (table,) = tables_under(read_page(runs_page(str(tmp_path), tmp_path)), "Runs that did not end, and what cannot be read")
+    assert [row[:3] for row in table[1:]] == [[MISSING, "not readable", str(tmp_path / "bad")]]
+    assert table[1][3].startswith(name)
 
 
 def test_hostile_settings_and_texts_stay_text(tmp_path):

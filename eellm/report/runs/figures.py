@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from eellm.analysis import metric_history, pareto_front
+from eellm.analysis import pareto_front
 from eellm.metrics.names import FINAL, STEP, TRAIN_LOSS, VAL_LOSS, depth, heads_in
 from eellm.report.drawing import DASHES, MARKERS, Plot, legible_range, line, name_point
 from eellm.report.number_text import percent
@@ -19,6 +19,8 @@ from eellm.report.runs.compared import Line
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+HISTORY = [family.format(head="*") for family in (VAL_LOSS, TRAIN_LOSS)]
+"""What `loss_plots` may draw."""
 MOST_PANELS = 9
 MOST_POINTS = 160
 """Points of a curve: there may be many curves, and the page carries them all."""
@@ -27,13 +29,14 @@ FEWEST_STEPS = 3
 LINE_WIDTH = 1.5
 
 
-def loss_plots(runs: pd.DataFrame, lines: Sequence[Line]) -> list[Plot]:
-    """Loss of each head over the optimizer steps, a figure a head."""
-    family, history = VAL_LOSS, metric_history(runs, VAL_LOSS.format(head="*"))
-    if history.empty or history[STEP].nunique() < FEWEST_STEPS:
-        family, history = TRAIN_LOSS, metric_history(runs, TRAIN_LOSS.format(head="*"))
-    heads = heads_in(family, history["metric"].unique())
-    if not heads or history[STEP].nunique() < 2:
+def loss_plots(history: pd.DataFrame, lines: Sequence[Line]) -> list[Plot]:
+    """Loss of each head over the optimizer steps, a figure a head. `history`: of `eellm.analysis.metric_history`."""
+    family = VAL_LOSS
+    heads, steps = _heads_and_steps(history, family)
+    if steps < FEWEST_STEPS:
+        family = TRAIN_LOSS
+        heads, steps = _heads_and_steps(history, family)
+    if steps < 2:
         return []
     kind = "Validation loss" if family == VAL_LOSS else "Training loss"
     return [
@@ -138,6 +141,13 @@ def _calibration_drawing(table: pd.DataFrame, lines: Sequence[Line]) -> Callable
         axes.set_ylabel("share that is right")
 
     return draw
+
+
+def _heads_and_steps(history: pd.DataFrame, family: str) -> tuple[list[str], int]:
+    """Heads that have a loss of this family, and at how many steps there is any."""
+    heads = heads_in(family, history["metric"].unique())
+    own = history["metric"].isin([family.format(head=head) for head in heads])
+    return heads, history.loc[own, STEP].nunique()
 
 
 def _by_run(history: pd.DataFrame, metric: str) -> pd.DataFrame:

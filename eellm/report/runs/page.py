@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from eellm.analysis import exit_table, pareto_front, reliability, speed_quality
+from eellm.analysis import exit_table, metric_history, pareto_front, reliability, speed_quality
+from eellm.analysis.runs import reason
 from eellm.metrics.names import FINAL, depth
 from eellm.report import page_sample
 from eellm.report.document import document
@@ -35,18 +36,21 @@ MOST_NAMED_SETTINGS = 6
 def runs_page(sources: str | Sequence[str], folder: Path) -> str:
     """The page of all runs in some folders, or of a wandb project. `folder`: where it will lie. Raises RunError without runs."""
     found = Compared.load(sources)
-    runs, exits = found.runs, exit_table(found.runs)
-    records = _records(runs)
+    runs = found.runs
+    history, exits = metric_history(runs, figures.HISTORY), exit_table(runs)
+    speeds, bins = speed_quality(runs), reliability(runs)
+    records, unreadable = _records(runs)
+    broken = [*found.broken, *(each for frame in (history, exits, speeds, bins) for each in frame.attrs["broken"]), *unreadable]
     heads = {FINAL, *exits["head"], *(head for _, record in records for head in record.heads)}
     by_task = [(str(task), own) for task, own in runs.groupby("task", sort=False)]
     title = f"{plural(len(runs), 'run')} of {sources if isinstance(sources, str) else listing(list(sources))}"
     sections = [
-        _header(found, title),
+        _header(runs, len(found.broken), title),
         *(_differences(own, task, folder) for task, own in by_task),
-        _failures(found),
-        *(_curves(own, exits, task) for task, own in by_task),
-        _speed(runs),
-        _exits(runs, exits),
+        _failures(runs, list(dict.fromkeys(broken))),
+        *(_curves(own, history, exits, task) for task, own in by_task),
+        _speed(runs, speeds),
+        _exits(runs, exits, bins),
         _samples(records, len(_generating(runs))),
         _timelines(runs),
         _shared(found),
@@ -54,10 +58,10 @@ def runs_page(sources: str | Sequence[str], folder: Path) -> str:
     return document(title, "".join(sections), sorted(heads, key=depth), STYLE, SCRIPT + SORT)
 
 
-def _header(found: Compared, title: str) -> str:
-    states = [f"{count} {state}" for state, count in found.runs["status"].value_counts().items()]
+def _header(runs: pd.DataFrame, broken: int, title: str) -> str:
+    states = [f"{count} {state}" for state, count in runs["status"].value_counts().items()]
     facts = f"{listing(states)}." if states else ""
-    facts += f" Not readable: {len(found.broken)}." if found.broken else ""
+    facts += f" Not readable: {broken}." if broken else ""
     kicker = '<p class="kicker">eellm · report</p>'
     return f"<header>{kicker}<h1>{escape(title)}</h1><p>{escape(facts.strip())}</p></header>"
 
@@ -83,20 +87,20 @@ def _differences(runs: pd.DataFrame, task: object, folder: Path) -> str:
     return f"<h2>What differs: {escape(str(task))}</h2>{note}{tables.runs_table(runs, folder)}{seeds}{tables.metrics_table(runs)}"
 
 
-def _failures(found: Compared) -> str:
-    table = tables.failures_table(found.runs, found.broken)
+def _failures(runs: pd.DataFrame, broken: Sequence[tuple[str, str]]) -> str:
+    table = tables.failures_table(runs, broken)
     return f"<h2>Runs that did not end, and what cannot be read</h2>{table}" if table else ""
 
 
-def _curves(runs: pd.DataFrame, exits: pd.DataFrame, task: str) -> str:
+def _curves(runs: pd.DataFrame, history: pd.DataFrame, exits: pd.DataFrame, task: str) -> str:
     shown, words = lines(runs)
-    plots = figures.loss_plots(runs, shown)
+    plots = figures.loss_plots(history[history["run"].isin(runs["run"])], shown)
     depths = figures.depth_plot(exits[exits["run"].isin(runs["run"])], shown)
     return _drawn(f"Curves: {task}", words, shown, [*plots, *([depths] if depths else [])])
 
 
-def _speed(runs: pd.DataFrame) -> str:
-    rows, numbers = speed_quality(runs), _numbers(runs)
+def _speed(runs: pd.DataFrame, rows: pd.DataFrame) -> str:
+    numbers = _numbers(runs)
     if rows.empty:
         return ""
     every = tables.folded(f"All {len(rows)} settings of decoding", tables.speed_table(rows, numbers), len(rows))
@@ -112,9 +116,8 @@ def _speed(runs: pd.DataFrame) -> str:
     return f"{drawn}{best}<h3>All settings</h3>{every}"
 
 
-def _exits(runs: pd.DataFrame, exits: pd.DataFrame) -> str:
+def _exits(runs: pd.DataFrame, exits: pd.DataFrame, bins: pd.DataFrame) -> str:
     table = tables.exits_table(exits, _numbers(runs))
-    bins = reliability(runs)
     if bins.empty:
         return f"<h2>The exits</h2>{table}" if table else ""
     shown, words = lines(runs[runs["run"].isin(bins["run"])])
@@ -174,9 +177,16 @@ def _drawn(title: str, words: str, shown: Sequence[Line], plots: Sequence[Plot])
     return f'<h2>{escape(title)}</h2>{note}<div class="{kind}">{"".join(boxes)}</div>'
 
 
-def _records(runs: pd.DataFrame) -> list[tuple[int, RunRecord]]:
-    """Number and record of the first runs that have generated text."""
-    return [(int(number), load_run(path)) for number, path in _generating(runs)[:MOST_SAMPLES]]
+def _records(runs: pd.DataFrame) -> tuple[list[tuple[int, RunRecord]], list[tuple[str, str]]]:
+    """Number and record of the first runs that have generated text, and those of them that cannot be read, as (path, reason)."""
+    records: list[tuple[int, RunRecord]] = []
+    broken: list[tuple[str, str]] = []
+    for number, path in _generating(runs)[:MOST_SAMPLES]:
+        try:
+            records.append((int(number), load_run(path)))
+        except (OSError, ValueError) as error:
+            broken.append((str(path), reason(error)))
+    return records, broken
 
 
 def _generating(runs: pd.DataFrame) -> list[tuple[int, Path]]:
