@@ -19,6 +19,7 @@ from tests.conftest import save_run
 from tests.plan.profiles import profile_in
 
 FILES = option_files()
+STUDIES = [file.name.removeprefix("study/") for file in FILES if file.group == "study"]
 OPTIONS = [file for file in FILES if file.group and not file.group.startswith("hydra")]
 
 GROUPS = {
@@ -96,7 +97,7 @@ def runnable(overrides: list[str], run: Path, files: Path) -> list[str]:
             overrides = [override.replace(f"outputs/convert/{name}/<time>", str(run)) for override in overrides]
     names = {
         "outputs/train/default/<time>": str(run),
-        "multirun/exit_weights": str(run),
+        **{f"=multirun/{study}": f"={run}" for study in STUDIES},
         "=README.md": f"={CONF.parent / 'conf' / 'config.yaml'}",
     }
     if any("outputs/benchmark/default/<time>" in override for override in overrides):
@@ -213,34 +214,48 @@ def test_output_directories() -> None:
     assert not hydra.job.chdir
 
 
-STUDIES = [file.name.removeprefix("study/") for file in FILES if file.group == "study"]
-
-
 def with_hydra(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra_compose("config", list(overrides), return_hydra_config=True)
 
 
+def first_and_last_job(overrides: list[str]) -> list[list[str]]:
+    """What the first and the last job of a study's sweep are given; a value typed for one of its parameters takes its place."""
+    typed = {override.partition("=")[0] for override in overrides}
+    params = with_hydra(*overrides).hydra.sweeper.params
+    sweep = [f"{key}={values}" for key, values in params.items() if key not in typed]
+    parsed = OverridesParser.create().parse_overrides([*overrides, *sweep])
+    choices = [list(one.sweep_string_iterator()) if one.is_sweep_override() else [one.get_value_string()] for one in parsed]
+    keys = [one.key_or_group for one in parsed]
+    return [[f"{key}={values[end]}" for key, values in zip(keys, choices, strict=True)] for end in (0, -1)]
+
+
+def cluster_command(study: str) -> str:
+    text = (CONF.parent / "experiments" / study / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    (command,) = [line for line in text.splitlines() if line.startswith(RUN) and "hydra/launcher=slurm" in line.split()]
+    return command
+
+
 @pytest.mark.parametrize("study", STUDIES)
-def test_a_study_grows_by_the_command_line_alone(study: str) -> None:
-    """It chooses options of model and trainer and sets no values of theirs, so that those of a cluster are whole."""
-    grown = with_hydra(f"study={study}", "model=gpt_1_3b", "trainer=default", "hydra/launcher=slurm")
-    plain = with_hydra("model=gpt_1_3b", "trainer=default")
-    assert grown.model == plain.model
-    assert grown.trainer == plain.trainer
+def test_a_study_grows_by_the_command_of_its_readme(study: str, tmp_path: Path) -> None:
+    """Without edits, and with no value of its own that a run of that size would refuse."""
+    overrides = overrides_of(cluster_command(study))
+    if any(override.startswith("checkpoint=") for override in overrides):
+        run = save_run(tmp_path / "large", "exits=none", "model=gpt_1_3b")
+        overrides = [override.replace("outputs/train/default/<time>", str(run)) for override in overrides]
+    assert f"study={study}" in overrides
+    grown = with_hydra(*overrides)
     assert grown.hydra.launcher._target_.endswith("SlurmLauncher")
     assert grown.hydra.mode.name == "MULTIRUN"
-    assert grown.study.name == study
+    for job in first_and_last_job(overrides):
+        config = compose([override for override in job if not override.startswith("hydra/")])
+        assert config.model.num_layers >= 24, job
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_studys_first_and_last_job_validate(study: str) -> None:
-    params = with_hydra(f"study={study}").hydra.sweeper.params
-    sweeps = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in params.items()])
-    values = {sweep.key_or_group: list(sweep.sweep_string_iterator()) for sweep in sweeps}
-    for end in (0, -1):
-        config = compose([f"study={study}", *(f"{key}={choices[end]}" for key, choices in values.items())])
-        assert config.study is not None
+    for job in first_and_last_job([f"study={study}"]):
+        assert compose(job).study is not None
 
 
 def test_the_slurm_launcher() -> None:

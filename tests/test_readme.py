@@ -18,6 +18,7 @@ from tests.plan.profiles import profile_in
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+STUDIES = [file.path.stem for file in option_files() if file.group == "study"]
 COMMANDS = [line[line.index("run.py") :] for line in LINES if "run.py" in line]
 
 TINY = ["model.num_layers=2", "model.hidden_size=32", "exits.layers=[1]", "data.sequence_length=32", "tokenizer.vocab_size=300"]
@@ -35,7 +36,8 @@ def test_a_command_composes_and_validates(command: str, saved_run: Path, tmp_pat
     for name in ("README.md", "corpus.jsonl", "chats.jsonl", "prose.txt", "tokenizer.json", *prefixes):
         (tmp_path / name).write_text("{}")
     (tmp_path / "program.csv").write_text("F0,F1,B0,F2,B1,F3,B2,B3\nF0,B0,F1,B1,F2,B2,F3,B3\n")
-    (tmp_path / "multirun" / "exit_weights").mkdir(parents=True)
+    for study in STUDIES:  # the folders that sweeps write
+        (tmp_path / "multirun" / study).mkdir(parents=True)
     (tmp_path / "llama_folder").mkdir()
     (tmp_path / "llama_folder" / "config.json").write_text(json.dumps(LLAMA))
     profile_in(saved_run)

@@ -127,6 +127,6 @@ class TuningConfig(Node):
 
 class ReportConfig(Node):
     runs: str | list[str] | None
-    """Folders whose runs are compared, with all that lies in them, e.g. multirun/exit_weights; or wandb://<entity>/<project>."""
+    """Folders whose runs are compared, with all that lies in them, e.g. multirun/loss_weights; or wandb://<entity>/<project>."""
     output: str | None
     """File to write; null = report.html in the task's own directory."""
