@@ -1,45 +1,43 @@
-"""pipeline_latency.csv and .png from the runs of study=pipeline_latency; argument: their folder."""
+"""pipeline_latency.csv and .png from the runs of study=pipeline_latency; arguments: their folders."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import pandas as pd
-
-from eellm.analysis import load_runs, run_table
+from eellm.analysis import load_runs, run_table, spread
+from eellm.report.study_plot import mean_curves, save_panels
 
 HERE = Path(__file__).parent
 LAYERS = "exits.layers"
+FIGURES = {"stages/full": "full_tokens_per_second", "stages/pipeline": "tokens_per_second", "stages/speedup": "speedup"}
 
 
-def main(folder: str) -> None:
-    runs = load_runs(folder).query("status == 'done'")
+def main(folders: list[str], output: Path = HERE) -> None:
+    runs = load_runs(folders).query("status == 'done'")
     stages = int(runs.attrs["shared"]["parallel.pp"])
-    table = run_table(runs, "benchmark")
-    table = table[table["name"] == "stages/speedup"].assign(speedup=table["median"])
-    table["depth"] = table[LAYERS].str.strip("[]").astype(float)
+    for setting in (LAYERS, "seed"):  # a column of its own only where it differs between the runs
+        runs[setting] = runs.get(setting, runs.attrs["shared"].get(setting))
+    figures = run_table(runs, "benchmark")
+    figures["depth"] = figures[LAYERS].str.strip("[]").astype(float)
+    table = figures.pivot(index=["depth", "seed"], columns="name", values="value")[list(FIGURES)].rename(columns=FIGURES)
+    means = spread(table.reset_index(), "depth", "speedup").sort_values("depth")
     # what the token waits for: the layers up to its exit; but every stage passes every token
-    table["bound"] = 1 / table["depth"].clip(lower=1 / stages)
-    table = table[["depth", "speedup", "low", "high", "bound"]].sort_values("depth")
-    table.round(3).to_csv(HERE / "pipeline_latency.csv", index=False)
-    draw(table)
+    means["bound"] = 1 / means["depth"].clip(lower=1 / stages)
+    speeds = table.groupby("depth")[["full_tokens_per_second", "tokens_per_second"]].mean().reset_index()
+    means = means.merge(speeds, on="depth")
+    means.round(3).to_csv(output / "pipeline_latency.csv", index=False)
 
+    def panel(axes, ink) -> None:
+        curves = means.assign(curve="measured")
+        mean_curves(axes, ink, curves, "depth", "curve", {"measured": "measured"})
+        axes.plot(means["depth"], means["bound"], "--", color=ink.muted, label="the time of a stage, or to the exit")
+        axes.axhline(1.0, color=ink.muted, linewidth=0.8, linestyle=":")
+        axes.set_xlabel("depth of the exit, share of the layers")
+        axes.set_ylabel("speed, times full depth\n(bars: standard deviation over seeds)")
 
-def draw(table: pd.DataFrame) -> None:
-    figure, axes = plt.subplots(figsize=(5, 3.4), layout="constrained")
-    axes.plot(table["depth"], table["bound"], "--", color="#0072B2", label="time to the exit, stages alike")
-    bars = (table["speedup"] - table["low"], table["high"] - table["speedup"])
-    axes.errorbar(
-        table["depth"], table["speedup"], yerr=bars, marker="s", color="#D55E00", fillstyle="none", label="measured", capsize=2
-    )
-    axes.axhline(1.0, color="grey", linewidth=0.8, linestyle=":")
-    axes.set_xlabel("depth of the exit")
-    axes.set_ylabel("speed / full depth on the same stages")
-    axes.legend(frameon=False)
-    figure.savefig(HERE / "pipeline_latency.png", dpi=160)
+    save_panels(output / "pipeline_latency.png", panel)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

@@ -1,33 +1,25 @@
-"""training_overhead.csv and .png from the runs of `python run.py study=training_overhead`, whose folder is the argument."""
+"""training_overhead.csv and .png, and what is concluded of them over all settings in conclusions.csv, from the runs of
+study=training_overhead; arguments: their folders."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from eellm.analysis import load_runs, run_table
-from eellm.report.drawing import line_with_bars, mode_style
-from eellm.report.study_plot import save_panels
+from eellm.analysis import load_runs, run_table, spread, within_noise
+from eellm.report.study_plot import mean_curves, save_panels
 
 HERE = Path(__file__).parent
-BESIDE = 0.03
-"""How far neighbouring curves are moved, in exits."""
-LAYOUTS = {
-    (1, 1, "auto"): "one rank",
-    (2, 1, "auto"): "2 stages, 1F1B",
-    (2, 1, "gpipe"): "2 stages, GPipe",
-    (2, 2, "auto"): "2 x 2 chunks, interleaved",
-}
-"""(parallel.pp, parallel.vp, schedule.name) -> what it is called, in the order of the figure."""
-SETTINGS = ["parallel.pp", "parallel.vp", "schedule.name", "exits.layers", "exits.boundary", "exits.deferred"]
+SCHEDULES = {"one_f_one_b": "1F1B", "gpipe": "GPipe", "bubble_filling": "bubble filling", "csv": "from a file"}
+LAYOUT = ["parallel.pp", "parallel.vp", "schedule.name"]
+SETTING = ["layout", "exits", "boundary", "deferred"]
 FIGURES = {
     "time/without_exits": "seconds_without",
-    "time/with_exits": "seconds_with",
     "time/added": "seconds_added",
     "time/exits_alone": "seconds_exits_alone",
-    "time/ratio": "ratio_to_exits_alone",
     "memory/without_exits": "megabytes_without",
     "memory/with_exits": "megabytes_with",
     "memory/added": "megabytes_added",
@@ -35,59 +27,88 @@ FIGURES = {
 }
 
 
-def collected(folder: str) -> pd.DataFrame:
-    """A row for each setting; times are medians of alternating pairs, `low` and `high` the 95 % interval of what is added."""
-    runs = load_runs(folder)
-    for key in set(SETTINGS) - set(runs):  # where only a part of the study has been run
+def name_of(pp: int, vp: int, schedule: str) -> str:
+    if pp == 1:
+        return "one rank"
+    if vp > 1:
+        return f"{pp} x {vp} chunks, interleaved"
+    return f"{pp} stages, {SCHEDULES.get(schedule, '1F1B')}"
+
+
+def runs_of(folders: list[str]) -> pd.DataFrame:
+    """A row for each run; times are medians of alternating pairs, `share` what exits add to the step without them."""
+    runs = load_runs(folders).query("status == 'done'")
+    for key in {*LAYOUT, "exits.layers", "exits.boundary", "exits.deferred", "seed"} - set(
+        runs
+    ):  # where a part of the study was run
         runs[key] = [runs.attrs["shared"][key]] * len(runs)
+    runs = runs.sort_values([*LAYOUT, "exits.layers"])
     figures = run_table(runs, "benchmark")
-    figures["layout"] = [LAYOUTS[tuple(setting)] for setting in figures[SETTINGS[:3]].itertuples(index=False)]
+    names = [name_of(*setting) for setting in figures[LAYOUT].itertuples(index=False)]
+    figures["layout"] = pd.Categorical(names, list(dict.fromkeys(names)), ordered=True)
     figures["exits"] = figures["exits.layers"].str.count(",") + 1
-    setting = ["layout", "exits", "exits.boundary", "exits.deferred"]
-    table = figures.pivot(index=setting, columns="name", values="value").reindex(columns=list(FIGURES)).rename(columns=FIGURES)
-    added = figures[figures["name"] == "time/added"].set_index(setting)
-    table[["low", "high"]] = added[["low", "high"]]
-    for share, seconds in {"time_share": "seconds_added", "share_low": "low", "share_high": "high"}.items():
-        table[share] = table[seconds] / table["seconds_without"]
-    table = table.reset_index().rename(columns=lambda name: name.removeprefix("exits."))
-    return table.sort_values(setting[:2] + ["boundary", "deferred"], key=_places, ignore_index=True)
+    figures = figures.rename(columns={"exits.boundary": "boundary", "exits.deferred": "deferred"})
+    table = figures.pivot(index=[*SETTING, "seed"], columns="name", values="value").reindex(columns=list(FIGURES))
+    table = table.rename(columns=FIGURES).reset_index()
+    table["share"] = table["seconds_added"] / table["seconds_without"]
+    table["ratio_to_exits_alone"] = table["seconds_added"] / table["seconds_exits_alone"]
+    return table.sort_values(SETTING, ignore_index=True)
 
 
-def _places(column: pd.Series) -> pd.Series:
-    return column.map(list(LAYOUTS.values()).index) if column.name == "layout" else column
+def collected(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row for each setting: mean over seeds, and the deviation of the share of time."""
+    means = runs.groupby(SETTING, observed=True).mean(numeric_only=True).drop(columns=["seed", "share"])
+    shares = spread(runs, SETTING, "share").set_index(SETTING).rename(columns={"mean": "share", "std": "share_std"})
+    return shares.join(means).reset_index().sort_values(SETTING, ignore_index=True)
+
+
+def conclusions(runs: pd.DataFrame) -> pd.DataFrame:
+    """The share of time that exits add, over runs of all layouts, and what deferral changes of it: each setting and seed with
+    deferral against the same without."""
+    by_exits = spread(runs, "exits", "share").assign(what=lambda rows: rows["exits"].astype(str) + " exits, share of a step")
+    pairs = runs.assign(pair=runs[["layout", "exits", "boundary", "seed"]].astype(str).agg(" ".join, axis=1))
+    deferral = within_noise(pairs, "deferred", "share", False, pair="pair").assign(what="deferred minus eager, share of a step")
+    rows = by_exits.rename(columns={"mean": "value"})[["what", "value", "std", "n"]]
+    ratios = [
+        {"what": name, "value": runs[column].median(), "low": runs[column].quantile(0.25), "high": runs[column].quantile(0.75),
+         "n": runs[column].count()}
+        for name, column in {"added / exits alone, median and quartiles": "ratio_to_exits_alone",
+                             "executor / Megatron's schedule, median and quartiles": "executor_ratio"}.items()
+    ]  # fmt: skip
+    differences = deferral.rename(columns={"difference": "value"})[["what", "value", "low", "high", "n", "within_noise"]]
+    return pd.concat([rows, differences, pd.DataFrame(ratios)], ignore_index=True)
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Colour and marker say the layout; full lines and markers are deferred exits. Exits between stages end the first."""
+    """A panel of time for each layout, and one of memory. Exits between stages end the first."""
     at_the_end = table[table["boundary"] == "end"]
-    groups = list(at_the_end.groupby(["layout", "deferred"], sort=False))
-    layouts = list(LAYOUTS.values())
+    layouts = list(dict.fromkeys(at_the_end["layout"]))
+    top = (at_the_end["share"] + at_the_end["share_std"].fillna(0.0)).max() * 1.15
 
-    def curves(axes, ink, column: str, label: str, bars: bool) -> None:
-        for index, ((layout, deferred), rows) in enumerate(groups):
-            style = mode_style(layouts.index(layout), ink) | {"label": f"{layout}, {'deferred' if deferred else 'eager'}"}
-            style |= {"linestyle": "-"} if deferred else {"linestyle": (0, (3, 2)), "markerfacecolor": ink.background}
-            interval = [rows[column] - rows["share_low"], rows["share_high"] - rows[column]]
-            places = rows["exits"] + BESIDE * (index - (len(groups) - 1) / 2)
-            line_with_bars(axes, places, rows[column], interval if bars else None, style)
-        axes.axhline(0.0, color=ink.muted, linewidth=1.0)
-        axes.set_xticks([1, 2, 3])
-        axes.set_xlabel("exits")
-        axes.set_ylabel(label)
+    def time_panel(layout: str) -> Callable[..., None]:
+        def panel(axes, ink) -> None:
+            rows = at_the_end[at_the_end["layout"] == layout].rename(columns={"share": "mean", "share_std": "std"})
+            mean_curves(axes, ink, rows, "exits", "deferred", {True: "deferred", False: "eager"})
+            axes.axhline(0.0, color=ink.muted, linewidth=1.0)
+            axes.set_ylim(min(-0.05, (rows["mean"] - rows["std"].fillna(0.0)).min() * 1.15), top)
+            axes.set_xticks(sorted(rows["exits"].unique()))
+            axes.set_xlabel(f"exits\n{layout}")
+            axes.set_ylabel("step time added, share\n(bars: standard deviation)" if layout == layouts[0] else "")
 
-    save_panels(
-        path,
-        lambda axes, ink: curves(axes, ink, "time_share", "step time added, share", bars=True),
-        lambda axes, ink: curves(axes, ink, "megabytes_added", "peak memory added, MB", bars=False),
-    )
+        return panel
+
+    save_panels(path, *map(time_panel, layouts))
 
 
-def main(folder: str) -> None:
-    table = collected(folder)
-    table.round(4).to_csv(HERE / "training_overhead.csv", index=False)
-    draw(table, HERE / "training_overhead.png")
-    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+def main(folders: list[str], output: Path = HERE) -> None:
+    runs = runs_of(folders)
+    table, found = collected(runs), conclusions(runs)
+    table.round(4).to_csv(output / "training_overhead.csv", index=False)
+    found.round(4).to_csv(output / "conclusions.csv", index=False)
+    draw(table, output / "training_overhead.png")
+    for frame in (table, found):
+        print(frame.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])
