@@ -19,7 +19,7 @@ def spread(frame: pd.DataFrame, by: str | Sequence[str], value: str) -> pd.DataF
 
     Rows without the value do not count. A missing setting (null in the config) is a setting.
     """
-    groups = frame.dropna(subset=[value]).groupby(_listed(by), sort=False, dropna=False)[value]
+    groups = frame.dropna(subset=[value]).groupby(listed(by), sort=False, dropna=False)[value]
     return groups.agg(["mean", "std", "count"]).rename(columns={"count": "n"}).reset_index()
 
 
@@ -77,7 +77,7 @@ def pareto_front(
     known = frame.dropna(subset=[speed, quality])
     if by is None:
         return _front(known, speed, quality, lower_is_better)
-    groups = known.groupby(_listed(by), sort=False, dropna=False)
+    groups = known.groupby(listed(by), sort=False, dropna=False)
     fronts = [_front(group, speed, quality, lower_is_better) for _, group in groups]
     return pd.concat(fronts) if fronts else known
 
@@ -94,5 +94,6 @@ def _front(frame: pd.DataFrame, speed: str, quality: str, lower_is_better: bool)
     return frame.iloc[[place for _, _, place in reversed(kept)]]
 
 
-def _listed(names: str | Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
+def listed(names: str | Sequence[str] | None) -> list[str]:
+    """Names of columns given as one, several or none."""
+    return [names] if isinstance(names, str) else list(names or ())

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from eellm.analysis.comparison import pareto_front, spread
+from eellm.analysis.comparison import listed, pareto_front, spread
 from eellm.analysis.tokens import KINDS
 from eellm.metrics.names import FINAL, depth
-from eellm.report.drawing import DASHES, MARKERS, Plot, calibration_frame, head_style, legend, line_with_bars, name_points
+from eellm.report.drawing import DASHES, MARKERS, Plot, calibration_frame, head_style, legend, line_with_bars, percent_axis
 from eellm.report.number_text import percent, threshold
 from eellm.report.palette import Ink, exit_colours, mode_colour, oklch, paper_ink
+from eellm.report.point_names import name_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +53,7 @@ def save_figure(figure: Figure, *paths: str | Path) -> None:
 def plot_exits(exits: pd.DataFrame, by: By = None, value: str = "loss") -> Figure:
     """A measure of every head over the layers in front of it, from `exit_table`: a line a setting of `by`, the mean over its
     runs with bars of one standard deviation. The final head's marker is hollow."""
-    means = spread(exits, [*_listed(by), "head", "layer"], value)
+    means = spread(exits, [*listed(by), "head", "layer"], value)
     means = means.assign(_final=means["head"] == FINAL).sort_values(["layer", "_final"])
 
     def draw(axes: Axes, ink: Ink) -> None:
@@ -131,7 +132,7 @@ def speed_quality_drawing(frame: pd.DataFrame, by: By, speed: str, quality: str)
         axes.set_xlabel(AXES.get(quality, quality))
         axes.set_ylabel(AXES.get(speed, speed))
         if quality in ("agreement", "accuracy"):
-            axes.xaxis.set_major_formatter(lambda value, _: percent(value) if value < 1.0001 else "")
+            percent_axis(axes.xaxis)
         _name_series(axes, ink, by)
 
     return draw
@@ -163,7 +164,7 @@ def plot_depth_by_position(tokens: pd.DataFrame, by: By = "threshold", bins: int
     standard error over generations."""
     width = max(1, math.ceil((tokens["position"].max() + 1) / bins))
     binned = tokens.assign(_bin=(tokens["position"] // width) * width + (width - 1) / 2)
-    groups_by = _listed(by)
+    groups_by = listed(by)
     single = binned.groupby([*groups_by, "run", "generation", "_bin"], sort=False)["exit_layer"].mean().reset_index()
     means = spread(single, [*groups_by, "_bin"], "exit_layer").sort_values("_bin")
 
@@ -204,7 +205,7 @@ def plot_heads_by_kind(tokens: pd.DataFrame) -> Figure:
         axes.set_yticks(range(len(kinds)), kinds)
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter(lambda value, _: percent(value))
+        percent_axis(axes.xaxis)
         axes.grid(False, axis="y")
         axes.set_xlabel("share of the tokens of a kind")
         legend(axes, ink)
@@ -218,7 +219,7 @@ def _figure(name: str, draw: Any, heads: Sequence[str] = ()) -> Figure:
 
 def _series(frame: pd.DataFrame, by: By) -> list[tuple[str | None, pd.DataFrame]]:
     """What is drawn as one line or one kind of marker, with its name."""
-    columns = _listed(by)
+    columns = listed(by)
     if not columns:
         return [(None, frame)]
     groups = list(frame.groupby(columns, sort=True, dropna=False))
@@ -238,10 +239,10 @@ def _series_style(index: int, count: int, ink: Ink) -> dict[str, Any]:
 
 def _name_series(axes: Axes, ink: Ink, by: By) -> None:
     """A legend that says which settings its entries are values of."""
-    if _listed(by):
+    if listed(by):
         legend(axes, ink)
         box = axes.get_legend()
-        box.set_title(", ".join(_listed(by)))
+        box.set_title(", ".join(listed(by)))
         box.get_title().set(fontsize=7.5, color=ink.muted)
         box.set_alignment("left")
 
@@ -252,7 +253,3 @@ def _head_name(head: str) -> str:
 
 def _layers(head: str) -> str:
     return FINAL if head == FINAL else str(int(head.removeprefix("exit_")))
-
-
-def _listed(by: By) -> list[str]:
-    return [by] if isinstance(by, str) else list(by or ())

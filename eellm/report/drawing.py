@@ -1,4 +1,4 @@
-"""What all figures are drawn with: frames, lines that can be told apart in grey, names of points that do not cover each other.
+"""What all figures are drawn with: frames, lines that can be told apart in grey, legends that fit.
 
 Nothing global is touched: figures are made without pyplot, on the Agg canvas.
 """
@@ -8,25 +8,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from eellm.metrics.names import FINAL
-from eellm.report.number_text import percent
 from eellm.report.palette import Ink, mode_colour
+from eellm.report.point_names import place_names
 from eellm.report.run_record import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 SIZE = (4.9, 3.2)
+LEGEND_FONT_SIZE, BESIDE_AXES = 7.5, 0.7
+"""Points; inches to the left of the axes, for ticks and their title, and a margin to the right."""
 DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1))]
 MARKERS = "osD^vPX*<>"
 MODE_MARKERS = "os^vPX"
-NEAR = 0.04
-"""Share of a plot's width within which points count as standing upon each other."""
-Point = tuple[float, float, str]
-"""x, y and name."""
 MOST_POINTS = 600
 PANEL_COLUMNS, PANEL_SIZE = 3, (3.0, 2.6)
 START_SHARE = 0.08
@@ -47,6 +46,7 @@ class Plot:
         axes = figure.add_subplot()
         _frame(axes, ink)
         self.draw(axes, ink)
+        place_names(figure)
         return figure
 
 
@@ -66,22 +66,33 @@ class PanelPlot(Plot):
             _frame(axes, ink)
             draw(axes, ink)
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside lower left", ncols=_legend_columns(labels, figure.get_figwidth()), frameon=False,
-            fontsize=8, labelcolor=ink.text, handlelength=2.6,
-        )  # fmt: skip
+        figure.legend(handles, labels, loc="outside lower left", **_legend_style(labels, figure.get_figwidth(), ink))
+        place_names(figure)
         return figure
 
 
-def _legend_columns(labels: Sequence[str], width: float) -> int:
-    """How many columns of a legend fit into `width` inches, at most five. Entries go down them, the first are longer."""
-    for columns in range(min(5, len(labels)), 1, -1):
-        rows, longer = divmod(len(labels), columns)
-        ends = [(column + 1) * rows + min(column + 1, longer) for column in range(columns)]
-        longest = [max(map(len, labels[start:end])) for start, end in zip([0, *ends], ends, strict=False)]
-        if sum(0.07 * length + 0.55 for length in longest) <= width:
-            return columns
-    return 1
+def _legend_style(labels: Sequence[str], width: float, ink: Ink) -> dict[str, Any]:
+    """A legend of at most five columns, as many as fit into `width` inches. Entries go down them, the first are longer."""
+    lengths = {"handlelength": 2.3, "handletextpad": 0.5, "columnspacing": 1.1}
+    beside = sum(lengths.values()) * LEGEND_FONT_SIZE / 72
+    widths = [_width(label) + beside for label in labels]
+    columns = min(5, len(labels))
+    while columns > 1 and _columns_width(widths, columns) > width:
+        columns -= 1
+    return {"ncols": columns, "fontsize": LEGEND_FONT_SIZE, "frameon": False, "labelcolor": ink.text, **lengths}
+
+
+def _columns_width(widths: Sequence[float], columns: int) -> float:
+    rows, longer = divmod(len(widths), columns)
+    ends = [(column + 1) * rows + min(column + 1, longer) for column in range(columns)]
+    return sum(max(widths[start:end]) for start, end in zip([0, *ends], ends, strict=False))
+
+
+def _width(text: str) -> float:
+    """Of a legend's text, in inches."""
+    from matplotlib.textpath import TextPath
+
+    return TextPath((0, 0), text, size=LEGEND_FONT_SIZE).get_extents().width / 72 if text.strip() else 0.0
 
 
 def _empty_figure(size: tuple[float, float], ink: Ink) -> Figure:
@@ -148,41 +159,19 @@ def calibration_frame(axes: Axes, ink: Ink) -> None:
     axes.set_ylim(0, 1)
     axes.set_xlabel("confidence")
     axes.set_ylabel("share that is right")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: percent(value))
+    percent_axis(axes.xaxis)
+    percent_axis(axes.yaxis)
 
 
-def span_of(points: Sequence[Point]) -> tuple[float, float]:
-    """Width and height of what is drawn."""
-    xs, ys = [point[0] for point in points], [point[1] for point in points]
-    return max(xs) - min(xs), max(ys) - min(ys)
+def percent_axis(axis: Axis) -> None:
+    """Ticks of shares as per cent, with as many digits as they need; none above 100 %, where only a margin is."""
 
+    def text(value: float, _: object) -> str:
+        shares = [100 * tick for tick in axis.get_majorticklocs()]
+        digits = next((digits for digits in range(4) if all(abs(share - round(share, digits)) < 1e-7 for share in shares)), 4)
+        return f"{100 * value + 0.0:.{digits}f}%" if value < 1.0001 else ""
 
-def name_points(axes: Axes, ink: Ink, points: Sequence[Point], span: tuple[float, float] | None = None) -> None:
-    """Write names above points, beside them where they stand upon each other; points that (nearly) coincide share one.
-
-    `span`: that of all points in the plot, where these are not all.
-    """
-    width, height = (extent or 1.0 for extent in span or span_of(points))
-    upright = len(points) > 1 and span_of(points)[0] < NEAR * width
-    groups: list[list[Point]] = []
-    for point in sorted(points):
-        last = groups[-1][-1] if groups else (math.inf, math.inf, "")
-        if abs(point[0] - last[0]) < NEAR * width and abs(point[1] - last[1]) < (0.06 if upright else 0.12) * height:
-            groups[-1].append(point)
-        else:
-            groups.append([point])
-    for group in groups:
-        x, y, _ = group[len(group) // 2] if upright else max(group, key=lambda point: point[1])
-        name_point(axes, ink, (x, y, ", ".join(name for _, _, name in group)), "right" if upright else "above")
-
-
-def name_point(axes: Axes, ink: Ink, point: Point, where: Literal["above", "left", "right"]) -> None:
-    offset, align = {"above": ((0, 7), "center"), "left": ((-8, 5), "right"), "right": ((8, -3), "left")}[where]
-    name, place = point[2], point[:2]
-    axes.annotate(
-        name, place, xytext=offset, textcoords="offset points", ha=align, fontsize=8, color=ink.text, zorder=5
-    )  # fmt: skip
+    axis.set_major_formatter(text)
 
 
 def _frame(axes: Axes, ink: Ink) -> None:
@@ -200,7 +189,7 @@ def _frame(axes: Axes, ink: Ink) -> None:
 
 
 def legend(axes: Axes, ink: Ink) -> None:
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=5, borderaxespad=0.2, frameon=False, fontsize=7.5,
-        labelcolor=ink.text, handlelength=2.3, columnspacing=1.1, handletextpad=0.5,
-    )  # fmt: skip
+    """Above the axes, no wider than they are."""
+    figure, (handles, labels) = axes.get_figure(), axes.get_legend_handles_labels()
+    style = _legend_style(labels, figure.get_figwidth() - BESIDE_AXES, ink)
+    axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderaxespad=0.2, **style)

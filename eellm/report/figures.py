@@ -3,6 +3,7 @@ told apart in grey."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,6 @@ from eellm.metrics.tables import Cell
 from eellm.report.drawing import (
     PanelPlot,
     Plot,
-    Point,
     calibration_frame,
     head_style,
     legend,
@@ -20,14 +20,13 @@ from eellm.report.drawing import (
     line,
     line_with_bars,
     mode_style,
-    name_point,
-    name_points,
+    percent_axis,
     points_of,
-    span_of,
     thinned,
 )
-from eellm.report.number_text import percent, threshold
+from eellm.report.number_text import threshold
 from eellm.report.palette import Ink, paper_ink
+from eellm.report.point_names import Point, name_point, name_points, span_of
 from eellm.report.run_record import Curve, RunRecord, TableRows
 
 if TYPE_CHECKING:
@@ -124,14 +123,13 @@ def _speed_plot(record: RunRecord) -> Plot | None:
             if index == 0:  # all curves have the same thresholds, falling from right to left
                 name_points(axes, ink, points, span)
         axes.plot([1.0], [1.0], color=ink.text, marker="D", markersize=7, markerfacecolor=ink.background, zorder=4, clip_on=False)
-        name_point(axes, ink, (1.0, 1.0, "full depth"), "left" if len(modes) == 1 else "right")
+        name_point(axes, ink, (1.0, 1.0, "full depth"))
         axes.margins(x=0.12, y=0.18)
         if len(modes) > 1:
             legend(axes, ink)
         axes.set_xlabel("same token as full depth")
         axes.set_ylabel("speed, times full depth")
-        # The margin may reach beyond 100%, where no point can be.
-        axes.xaxis.set_major_formatter(lambda value, _: percent(value) if value < 1.0001 else "")
+        percent_axis(axes.xaxis)
 
     caption = "Speed against quality of generated text by threshold. Above the dotted line early exit is faster than full depth."
     return Plot("speed_quality", "Speed against quality", caption, draw)
@@ -157,11 +155,11 @@ def _share_plot(record: RunRecord) -> Plot | None:
                 range(len(rows)), widths, left=starts, height=0.72, label=head,
                 color=ink.heads[head], edgecolor=ink.background, linewidth=1.2,
             )  # fmt: skip
-            starts = [start + width for start, width in zip(starts, widths, strict=True)]
+            starts = [start if math.isnan(width) else start + width for start, width in zip(starts, widths, strict=True)]
         axes.set_yticks(range(len(rows)), names)
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter(lambda value, _: percent(value))
+        percent_axis(axes.xaxis)
         axes.grid(False, axis="y")
         axes.set_xlabel("share of tokens")
         axes.set_ylabel("threshold")
@@ -192,7 +190,7 @@ def _trade_off_plot(record: RunRecord) -> Plot | None:
         axes.margins(x=0.08, y=0.15)
         axes.set_xlabel("mean layers per token")
         axes.set_ylabel("accuracy")
-        axes.yaxis.set_major_formatter(lambda value, _: percent(value, 1))
+        percent_axis(axes.yaxis)
         legend(axes, ink)
 
     caption = (
@@ -264,7 +262,9 @@ def _task_panel(task: str, metric: str, rows: TableRows) -> Callable[[Axes, Ink]
 
 
 def _error(row: dict[str, Cell]) -> float:
-    return _float(row, "stderr")
+    """0, which draws no bar, where there is none."""
+    error = _float(row, "stderr")
+    return 0.0 if math.isnan(error) else error
 
 
 def _style(heads: Sequence[str], head: str, ink: Ink) -> dict[str, Any]:
@@ -276,5 +276,6 @@ def _all_numbers(row: dict[str, Cell], *columns: str) -> bool:
 
 
 def _float(row: dict[str, Cell], column: str) -> float:
+    """NaN, which is drawn as a gap, where there is none."""
     value = row.get(column)
-    return float(value) if isinstance(value, (int, float)) else 0.0
+    return float(value) if isinstance(value, (int, float)) else math.nan

@@ -5,6 +5,7 @@ import re
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from eellm.analysis import (
     exit_shares,
@@ -27,6 +28,7 @@ from eellm.analysis.plots import (
     plot_speed_quality,
     save_figure,
 )
+from eellm.report.drawing import percent_axis
 from tests.analysis.example_study import WEIGHTS, write_example_study
 
 WEIGHT = "loss_weights.values"
@@ -92,6 +94,61 @@ def test_the_front_is_the_frame_s(runs):
     filled = {gid for gid, line in drawn.items() if line.get_markerfacecolor() == line.get_color()}
     full = {f"point-{place}" for place, mode in enumerate(table["decoding"]) if mode == "full"}
     assert filled - full == {f"point-{place}" for place in front.index} - full
+
+
+DECODINGS = ("catch_up", "kv_recompute", "pipeline", "self_speculative")
+
+
+def crowded():
+    """Four decodings at six thresholds that come together at full depth."""
+    rows = [
+        {"decoding": mode, "threshold": limit, "speedup": 2 - limit - 0.05 * number, "agreement": 1 - 0.25 * (1 - limit) ** 2}
+        for number, mode in enumerate(DECODINGS)
+        for limit in (0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
+    ]
+    return pd.DataFrame([{"decoding": "full", "threshold": None, "speedup": 1.0, "agreement": 1.0}, *rows])
+
+
+def test_a_legend_of_six_leaves_the_axes_their_width():
+    figure = plot_speed_quality(crowded())
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    box, page = axes.get_legend().get_window_extent(), figure.bbox
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["Pareto front", *DECODINGS, "full depth"]
+    assert page.x0 <= box.x0 < box.x1 <= page.x1
+    assert page.y0 <= box.y0 < box.y1 <= page.y1
+    assert axes.get_window_extent().width > 0.8 * page.width
+
+
+def test_names_of_points_cover_nothing():
+    figure = plot_speed_quality(crowded())
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    names = [text.get_window_extent() for text in axes.texts]
+    assert len(names) > 3
+    marked = [axes.transData.transform(line.get_xydata()) for line in axes.lines if line.get_gid()]
+    for name in names:
+        assert axes.get_window_extent().contains(name.x0, name.y0)
+        assert axes.get_window_extent().contains(name.x1, name.y1)
+        assert not [place for (place,) in marked if name.contains(*place)]
+        assert not axes.lines[0].get_path().transformed(axes.transData).intersects_bbox(name, filled=False)
+    assert not [pair for pair in itertools.combinations(names, 2) if pair[0].overlaps(pair[1])]
+
+
+@pytest.mark.parametrize(
+    ("ticks", "expected"),
+    [
+        ([0.82, 0.84, 0.86], ["82%", "84%", "86%"]),
+        ([0.825, 0.85, 0.875], ["82.5%", "85.0%", "87.5%"]),
+        ([0.9975, 0.998, 1.0, 1.0005], ["99.75%", "99.80%", "100.00%", ""]),
+        ([-0.0, 0.1 + 0.2], ["0%", "30%"]),
+    ],
+)
+def test_ticks_of_shares_say_where_they_stand(ticks, expected):
+    axis = Figure().add_subplot().xaxis
+    percent_axis(axis)
+    axis.set_ticks(ticks)
+    assert axis.get_major_formatter().format_ticks(ticks) == expected
 
 
 def test_calibration_weighs_runs_by_their_tokens():

@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from eellm.report.drawing import PanelPlot, Plot, legend
 from eellm.report.figures import plots, save_figures
 from eellm.report.palette import exit_colours, oklch, paper_ink
 from eellm.report.run_record import RunRecord, load_run
@@ -99,6 +100,39 @@ def test_thresholds_that_make_no_difference_share_a_label(tmp_path):
     speeds = {0.4: 0.85, 0.6: 0.856, 0.8: 0.853}
     record = RunRecord(tmp_path, speed_quality=[row(*pair) for pair in speeds.items()])
     assert {text.get_text() for text in axes_of(record, "speed_quality").texts} == {"0.4, 0.8, 0.6", "full depth"}
+
+
+@pytest.mark.parametrize("labels", [["a", "b", "c"], [f"a longer name of setting {number}" for number in range(6)]])
+def test_a_legend_is_no_wider_than_its_figure(labels):
+    def draw(axes, ink):
+        for label in labels:
+            axes.plot([0, 1], [0, 1], label=label)
+        legend(axes, ink)
+
+    for plot in (Plot("x", "", "", draw), PanelPlot("x", "", "", draw, (draw,))):
+        figure = plot.figure(paper_ink([]))
+        figure.draw_without_rendering()
+        for box in (figure.axes[0].get_legend().get_window_extent(), *(each.get_window_extent() for each in figure.legends)):
+            assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        columns = figure.axes[0].get_legend()._ncols
+        assert columns == 3 if len(labels) == 3 else columns < 3
+
+
+def test_full_depth_is_named_inside_the_axes_and_beside_its_line(record):
+    axes = axes_of(record, "speed_quality")
+    axes.figure.draw_without_rendering()
+    (name,) = [text.get_window_extent() for text in axes.texts if text.get_text() == "full depth"]
+    room, one = axes.get_window_extent(), axes.transData.transform((1.0, 1.0))
+    assert room.x0 <= name.x0 < name.x1 <= room.x1
+    assert not name.y0 <= one[1] <= name.y1
+
+
+def test_a_missing_share_is_a_gap(record, tmp_path):
+    rows = [{**row, "share_exit_04": None} for row in record.early_exit]
+    bars = {bar.get_label(): bar for bar in axes_of(RunRecord(tmp_path, speed_quality=rows), "shares").containers}
+    assert all(math.isnan(bar.get_width()) for bar in bars["exit_04"])
+    assert [bar.get_width() for bar in bars["final"]] == pytest.approx([row["share_final"] for row in rows])
+    assert [bar.get_x() for bar in bars["final"]] == pytest.approx([row["share_exit_02"] + row["share_exit_06"] for row in rows])
 
 
 def test_lines_differ_without_colour(record):

@@ -10,9 +10,9 @@ import pandas as pd
 
 from eellm.analysis import pareto_front
 from eellm.metrics.names import FINAL, STEP, TRAIN_LOSS, VAL_LOSS, depth, heads_in
-from eellm.report.drawing import DASHES, MARKERS, Plot, legible_range, line, name_point
-from eellm.report.number_text import percent
+from eellm.report.drawing import DASHES, MARKERS, Plot, calibration_frame, legible_range, line, percent_axis
 from eellm.report.palette import Ink, run_colour
+from eellm.report.point_names import name_point
 from eellm.report.run_record import Curve
 from eellm.report.runs.compared import Line
 
@@ -83,11 +83,11 @@ def speed_plot(table: pd.DataFrame, lines: Sequence[Line]) -> Plot | None:
         best = front.sort_values("agreement")
         axes.plot(best["agreement"].tolist(), best["speedup"].tolist(), color=ink.text, linewidth=1.2, zorder=1)
         axes.plot([1.0], [1.0], color=ink.text, marker="D", markersize=7, markerfacecolor=ink.background, zorder=4, clip_on=False)
-        name_point(axes, ink, (1.0, 1.0, "full depth"), "left")
+        name_point(axes, ink, (1.0, 1.0, "full depth"))
         axes.margins(x=0.12, y=0.18)
         axes.set_xlabel("same token as full depth")
         axes.set_ylabel("speed, times full depth")
-        axes.xaxis.set_major_formatter(lambda value, _: percent(value) if value < 1.0001 else "")
+        percent_axis(axes.xaxis)
 
     caption = (
         "Every decoding and threshold of every run; the line joins those that no other beats in both; the table below lists "
@@ -129,16 +129,10 @@ def _loss_drawing(values: pd.DataFrame, lines: Sequence[Line]) -> Callable[[Axes
 
 def _calibration_drawing(table: pd.DataFrame, lines: Sequence[Line]) -> Callable[[Axes, Ink], None]:
     def draw(axes: Axes, ink: Ink) -> None:
-        axes.plot([0, 1], [0, 1], color=ink.muted, linewidth=1.0, linestyle=(0, (2, 2)))
+        calibration_frame(axes, ink)
         for index, own in enumerate(lines):
             rows = table[table["run"] == own.runs[0]].sort_values("confidence")
             axes.plot(rows["confidence"].tolist(), rows["accuracy"].tolist(), markersize=4, **_style(index, ink))
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(lambda value, _: percent(value))
-        axes.set_xlabel("confidence")
-        axes.set_ylabel("share that is right")
 
     return draw
 
