@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,11 @@ TOPICS = ["01_quickstart_tour", "02_exit_quality", "03_speed_quality", "04_sched
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_example_study(tmp_path_factory.mktemp("study") / "runs")
+    """Three weights and three seeds; the newest run has failed."""
+    folder = write_example_study(tmp_path_factory.mktemp("study") / "runs")
+    status = json.loads((folder / "failed" / "status.json").read_text())
+    (folder / "failed" / "status.json").write_text(json.dumps({**status, "started": status["started"] + 100}))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -87,21 +92,23 @@ def test_it_begins_with_its_question_and_the_commands_of_its_data(path: Path, sa
         compose(first_of_each_sweep(overrides))
 
 
-def test_the_tour_says_whether_leaving_early_pays(study: Path) -> None:
+def test_the_tour_shows_the_newest_run_that_is_done(study: Path) -> None:
     outputs = executed("01_quickstart_tour", study)
-    assert re.search(r"Early exit (pays|does not pay) here: at best \d\.\d\d times", text_of(outputs))
+    assert re.search(r"The fastest of \d settings at which tokens left early: \d\.\d\d times", text_of(outputs))
     assert figures_in(outputs) == 3
 
 
 def test_exit_quality(study: Path) -> None:
     outputs = executed("02_exit_quality", study)
+    assert "3 of 9 runs: the newest, and those that differ from it in their seed alone" in text_of(outputs)
     assert re.search(r"Largest gain: [+-]\d", text_of(outputs))
     assert figures_in(outputs) == 4
 
 
 def test_speed_quality(study: Path) -> None:
     outputs = executed("03_speed_quality", study)
-    assert "The most faithful setting that pays: catch_up at" in text_of(outputs)
+    assert "3 of 9 runs: those of the newest one's model" in text_of(outputs)
+    assert re.search(r"The most faithful setting that pays: catch_up at .*\n\d\.\d\d ± \d\.\d\d times", text_of(outputs))
     assert figures_in(outputs) == 3
     assert any("srcdoc" in output.get("data", {}).get("text/html", "") for output in outputs)
 
@@ -121,3 +128,16 @@ def test_a_sweep_is_compared_and_what_failed_is_named(study: Path) -> None:
     assert "NonFiniteError" in text
     assert "Best mean: loss_weights.values=0.1" in text
     assert figures_in(outputs) == 3
+
+
+def test_a_sweep_over_two_settings_is_compared_by_both(study: Path, tmp_path: Path) -> None:
+    for run in study.glob("weight_*"):
+        copied = tmp_path / "runs" / f"{run.name}_b"
+        shutil.copytree(run, tmp_path / "runs" / run.name)
+        shutil.copytree(run, copied)
+        config = json.loads((copied / "config.yaml").read_text())
+        (copied / "config.yaml").write_text(json.dumps({**config, "optimizer": {**config["optimizer"], "lr": 0.5}}))
+    outputs = executed("05_compare_sweeps_wandb", tmp_path / "runs")
+    text = text_of(outputs)
+    assert re.search(r"18 runs, compared by (loss_weights.values, optimizer.lr|optimizer.lr, loss_weights.values)", text)
+    assert "Not told apart from it: ['" in text, "the same losses twice"
