@@ -1,4 +1,4 @@
-"""claim_3_1.csv and .png from the runs of study=claim_3_1; argument: their folder."""
+"""claim_3_1.csv and .png from the runs of study=claim_3_1; arguments: their folders."""
 
 from __future__ import annotations
 
@@ -6,32 +6,29 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from eellm.analysis import load_runs
+from eellm.report.drawing import mode_style
+from eellm.report.study_plot import save_panels
 
 HERE = Path(__file__).parent
 SECONDS, COST = "plan/one_f_one_b/seconds", "plan/one_f_one_b/exits_cost"
-WORDS = {"3": "on the last stage", "1 1": "two on stage 1"}
 LAYERS, HEAD, BATCH = "exits.layers", "exits.head", "data.global_batch_size"
+COLUMNS = ["after", HEAD, "load", "added_ms_few", "added_ms_many", "added_ms_a_microbatch", "added_share_few", "added_share_many"]
 
 
-def main(folder: str) -> None:
-    runs = load_runs(folder).query("status == 'done'")
-    runs = runs.assign(microbatches=runs[BATCH], added_ms=1e3 * runs[SECONDS] * (1 - 1 / (1 + runs[COST])))
+def collected(folders: list[str]) -> pd.DataFrame:
+    runs = load_runs(folders).query("status == 'done'").drop_duplicates([LAYERS, HEAD, BATCH])
+    runs = runs.assign(added_ms=1e3 * runs[SECONDS] * (1 - 1 / (1 + runs[COST])), added_share=runs[COST])
     runs["load"] = runs["run"].map(load)
     runs["after"] = runs["run"].map(placed)
-    few = runs[runs["microbatches"] == runs["microbatches"].min()]
-    many = runs[runs["microbatches"] == runs["microbatches"].max()]
+    few = runs[runs[BATCH] == runs[BATCH].min()]
+    many = runs[runs[BATCH] == runs[BATCH].max()]
     table = few.merge(many, on=[LAYERS, HEAD, "after", "load"], suffixes=("_few", "_many"))
-    span = table["microbatches_many"] - table["microbatches_few"]
+    span = table[f"{BATCH}_many"] - table[f"{BATCH}_few"]
     table["added_ms_a_microbatch"] = (table["added_ms_many"] - table["added_ms_few"]) / span
-    table["added_share_many"] = table[f"{COST}_many"]
-    columns = ["after", HEAD, "load", "added_ms_few", "added_ms_many", "added_ms_a_microbatch", "added_share_many"]
-    table = table.sort_values([HEAD, "added_ms_many"], ascending=[False, True])[columns]
-    table.round(4).to_csv(HERE / "claim_3_1.csv", index=False)
-    draw(table)
+    return table.sort_values([HEAD, "after"], ascending=[False, True], ignore_index=True)[COLUMNS]
 
 
 def stages(run: str) -> list[dict]:
@@ -49,20 +46,36 @@ def load(run: str) -> float:
     return max(others) / last
 
 
-def draw(table: pd.DataFrame) -> None:
-    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for (head, rows), marker, colour in zip(table.groupby(HEAD), "so", ("#D55E00", "#0072B2"), strict=True):
-        axes.plot(rows["load"], rows["added_ms_a_microbatch"], marker, color=colour, fillstyle="none", label=f"{head} heads")
-        for _, row in rows[rows["after"].isin(WORDS)].iterrows():
-            place = (row["load"], row["added_ms_a_microbatch"])
-            axes.annotate(WORDS[row["after"]], place, (6, 4), textcoords="offset points", fontsize=8)
-    axes.axvline(1.0, color="grey", linewidth=0.8, linestyle=":")
-    axes.set_xlim(0.5, 1.6)
-    axes.set_xlabel("slowest other stage's load / last stage's load")
-    axes.set_ylabel("added time per microbatch (ms)")
-    axes.legend(frameon=False)
-    figure.savefig(HERE / "claim_3_1.png", dpi=160)
+def draw(table: pd.DataFrame, path: Path) -> None:
+    places = list(table["after"].unique())
+
+    def panel(column: str, title: str, label: str):
+        def draw(axes, ink) -> None:
+            for index, (head, rows) in enumerate(table.groupby(HEAD, sort=False)):
+                # beside each other, so that equal costs do not cover each other
+                beside = rows["after"].map(places.index) + 0.16 * (index - 0.5)
+                style = mode_style(1 + index, ink) | {"linestyle": "none", "label": f"{head} head"}
+                axes.plot(beside, rows[column], markersize=5, **style)
+            axes.axhline(0.0, color=ink.muted, linewidth=1.0)
+            axes.set_title(title, fontsize=9, color=ink.muted)
+            axes.set_xticks(range(len(places)), [place.replace(" ", ", ") for place in places])
+            axes.set_xlabel("stages of the exits")
+            axes.set_ylabel(label)
+
+        return draw
+
+    save_panels(
+        path,
+        panel("added_ms_few", "few microbatches", "added per step (ms)"),
+        panel("added_ms_a_microbatch", "each further microbatch", "added per microbatch (ms)"),
+    )
+
+
+def main(folders: list[str], output: Path = HERE) -> None:
+    table = collected(folders)
+    table.round(4).to_csv(output / "claim_3_1.csv", index=False)
+    draw(table, output / "claim_3_1.png")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

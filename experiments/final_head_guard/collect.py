@@ -1,4 +1,4 @@
-"""final_head_guard.csv and .png from the runs of `python run.py study=final_head_guard`, whose folder is the argument."""
+"""final_head_guard.csv and .png from the runs of `python run.py study=final_head_guard`; arguments: their folders."""
 
 from __future__ import annotations
 
@@ -8,36 +8,52 @@ from pathlib import Path
 import pandas as pd
 
 from eellm.analysis import load_runs, metric_history, spread, within_noise
-from eellm.metrics.names import FINAL, VAL_LOSS
+from eellm.metrics.names import FINAL, VAL_LOSS, depth
 from eellm.report.study_plot import mean_curves, save_panels
 
 HERE = Path(__file__).parent
-SETTING, CONTROL = "exits.layers", "[]"
-NAMES = {"[]": "no exits", "[0.25,0.5]": "exits 1, 2", "[0.25,0.5,0.75]": "exits 1, 2, 3"}
+CONTROL = "none"
 
 
-def main(folder: str) -> None:
-    history = metric_history(load_runs(folder), VAL_LOSS.format(head=FINAL))
-    losses = spread(history, [SETTING, "step"], "value")
-    steps = [within_noise(rows, SETTING, "value", CONTROL).assign(step=step) for step, rows in history.groupby("step", sort=True)]
-    differences = pd.concat(steps, ignore_index=True)
-    table = losses.merge(differences.drop(columns="n"), on=[SETTING, "step"], how="left")
-    table.round(4).to_csv(HERE / "final_head_guard.csv", index=False)
-    bars = differences.assign(mean=differences["difference"], std=differences["high"] - differences["difference"])
+def collected(folders: list[str]) -> pd.DataFrame:
+    runs = load_runs(folders).query("status == 'done'")
+    history = metric_history(runs, VAL_LOSS.format(head="*"))
+    history["head"] = history["metric"].str.rpartition("/")[2]
+    exits = history[history["head"] != FINAL].groupby("run")["head"].agg(lambda heads: sorted({depth(head)[1] for head in heads}))
+    history["exits"] = [", ".join(map(str, exits.get(run, []))) or CONTROL for run in history["run"]]
+    history = history[history["head"] == FINAL]
+    steps = [within_noise(rows, "exits", "value", CONTROL).assign(step=step) for step, rows in history.groupby("step")]
+    table = spread(history, ["exits", "step"], "value").merge(
+        pd.concat(steps).drop(columns="n"), on=["exits", "step"], how="left"
+    )
+    order = table["exits"].map(lambda name: 0 if name == CONTROL else 1 + name.count(","))
+    return table.assign(order=order).sort_values(["order", "exits", "step"], ignore_index=True).drop(columns="order")
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    names = {name: name for name in table["exits"].unique()}
+    compared = table.dropna(subset=["difference"])
+    bars = compared.assign(mean=compared["difference"], std=compared["high"] - compared["difference"])
 
     def loss_panel(axes, ink) -> None:
-        mean_curves(axes, ink, losses, "step", SETTING, NAMES)
-        axes.set_ylabel("final head's held-out loss (nats)")
+        mean_curves(axes, ink, table, "step", "exits", names)
+        axes.set_ylabel("final head's loss (nats), ± deviation")
         axes.set_xlabel("step")
 
     def difference_panel(axes, ink) -> None:
         axes.axhline(0.0, color=ink.text)
-        mean_curves(axes, ink, bars, "step", SETTING, NAMES)
-        axes.set_ylabel("with exits minus without (95 %)")
+        mean_curves(axes, ink, bars, "step", "exits", names)
+        axes.set_ylabel("with exits minus without, 95 %")
         axes.set_xlabel("step")
 
-    save_panels(HERE / "final_head_guard.png", loss_panel, difference_panel)
+    save_panels(path, loss_panel, difference_panel, legend="exits after layers")
+
+
+def main(folders: list[str], output: Path = HERE) -> None:
+    table = collected(folders)
+    table.round(4).to_csv(output / "final_head_guard.csv", index=False)
+    draw(table, output / "final_head_guard.png")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

@@ -7,43 +7,61 @@ from pathlib import Path
 
 import pandas as pd
 
-from eellm.analysis import exit_table, load_runs, spread, within_noise
+from eellm.analysis import load_runs, metric_history, spread, within_noise
+from eellm.metrics.names import FINAL, VAL_LOSS
 from eellm.report.study_plot import mean_curves, save_panels
 
 HERE = Path(__file__).parent
-KINDS = ("warmup", "constant", "token_confidence", "rotating", "cooldown")
-HEADS = {"exit_01": "after layer 1", "exit_02": "after layer 2", "final": "final"}
+KIND, VALUES = "loss_weights.kind", "loss_weights.values"
 BASELINE = "constant 0.5"
 
 
-def main(folders: list[str]) -> None:
-    runs = load_runs(folders)
-    heads = exit_table(runs[runs["status"] == "done"])
-    heads["setting"] = heads["loss_weights.kind"] + " " + heads["loss_weights.values"].astype(str)
-    losses = spread(heads, ["head", "loss_weights.kind", "loss_weights.values", "setting"], "loss")
+def collected(folders: list[str]) -> pd.DataFrame:
+    runs = load_runs(folders).query("status == 'done'")
+    for setting in (KIND, VALUES):  # a column of its own only where it differs between the runs
+        runs[setting] = runs.get(setting, runs.attrs["shared"].get(setting))
+    # the last validation, which every run has: those that were evaluated too are so on other text
+    heads = metric_history(runs, VAL_LOSS.format(head="*")).query("step == step.max()").rename(columns={"value": "loss"})
+    heads["head"] = heads["metric"].str.rpartition("/")[2]
+    heads["setting"] = heads[KIND] + " " + heads[VALUES].astype(str)
+    losses = spread(heads, ["head", KIND, VALUES, "setting"], "loss")
     compared = [within_noise(rows, "setting", "loss", BASELINE).assign(head=head) for head, rows in heads.groupby("head")]
     table = losses.merge(pd.concat(compared).drop(columns="n"), on=["head", "setting"], how="left")
-    table.drop(columns="setting").round(4).to_csv(HERE / "loss_weights.csv", index=False)
+    table["schedule"] = table[KIND] != "constant"
+    table = table.sort_values(["schedule", KIND, VALUES, "head"], ignore_index=True)
+    return table.drop(columns=["setting", "schedule"])
 
-    drawn = losses[losses["n"] > 1]  # one seed is no result
-    sizes = drawn[drawn["loss_weights.kind"] == "constant"].sort_values("loss_weights.values")
-    schedules = drawn[drawn["loss_weights.values"] == 0.5]
-    kinds = [kind for kind in KINDS if kind in set(schedules["loss_weights.kind"])]
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Left the losses by size of the weight, right the differences of schedules from the constant weight."""
+    names = {
+        head: "final" if head == FINAL else f"exit after {int(head.removeprefix('exit_'))}" for head in table["head"].unique()
+    }
+    sizes = table[table[KIND] == "constant"]
+    schedules = table[table[KIND] != "constant"].dropna(subset=["low"])
+    kinds = list(schedules[KIND].unique())
+    places = schedules[KIND].map({kind: place for place, kind in enumerate(kinds)})
+    bars = schedules.assign(place=places, mean=schedules["difference"], std=schedules["high"] - schedules["difference"])
 
     def size_panel(axes, ink) -> None:
-        mean_curves(axes, ink, sizes, "loss_weights.values", "head", HEADS)
+        mean_curves(axes, ink, sizes, VALUES, "head", names)
         axes.set_xlabel("weight of each exit")
-        axes.set_ylabel("held-out loss (nats)")
+        axes.set_ylabel("held-out loss (nats), ± deviation")
 
     def kind_panel(axes, ink) -> None:
-        places = schedules["loss_weights.kind"].map({kind: place for place, kind in enumerate(kinds)})
-        mean_curves(axes, ink, schedules.assign(place=places).sort_values("place"), "place", "head", HEADS)
+        axes.axhline(0.0, color=ink.text)
+        mean_curves(axes, ink, bars, "place", "head", names, joined=False)
         axes.set_xticks(range(len(kinds)), [kind.replace("_", "\n") for kind in kinds], fontsize=7)
-        axes.set_xlabel("schedule of the weight 0.5")
-        axes.set_ylabel("held-out loss (nats)")
+        axes.set_xlabel("schedule of the weight")
+        axes.set_ylabel(f"loss minus {BASELINE}, 95 %")
 
-    panels = [size_panel] if sizes["loss_weights.values"].nunique() > 1 else []
-    save_panels(HERE / "loss_weights.png", *panels, kind_panel)
+    save_panels(path, size_panel, *([kind_panel] if kinds else []), legend="head")
+
+
+def main(folders: list[str], output: Path = HERE) -> None:
+    table = collected(folders)
+    table.round(4).to_csv(output / "loss_weights.csv", index=False)
+    draw(table, output / "loss_weights.png")
 
 
 if __name__ == "__main__":

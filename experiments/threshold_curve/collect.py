@@ -5,30 +5,66 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from eellm.analysis import load_runs, speed_quality, spread
+import pandas as pd
+
+from eellm.analysis import load_runs, speed_quality, spread, within_noise
+from eellm.analysis.comparison import t_quantile
 from eellm.report.study_plot import mean_curves, save_panels
 
 HERE = Path(__file__).parent
 POINT = ["decoding", "threshold", "agreement", "mean_layers"]
-MODES = ("catch_up", "kv_recompute", "self_speculative", "pipeline")
+RECOMPUTED, STAGES = "kv_recompute", "pipeline"
 
 
-def main(folders: list[str]) -> None:
-    rows = speed_quality(load_runs(folders))
-    table = spread(rows[rows["decoding"] != "full"], POINT, "speedup")
-    names = {mode: mode for mode in MODES if mode in set(table["decoding"])}
-    table.round(4).to_csv(HERE / "threshold_curve.csv", index=False)
+def collected(folders: list[str]) -> pd.DataFrame:
+    """`low` and `high`: the 95 % interval of the mean over seeds. `difference`...: from `kv_recompute`, seed by seed; not of
+    `pipeline`, whose full depth is another one's."""
+    rows = speed_quality(load_runs(folders).query("status == 'done'"))
+    rows = rows[rows["decoding"] != "full"]
+    table = spread(rows, POINT, "speedup")
+    half = [t_quantile(n - 1) * std / n**0.5 if n > 1 else float("nan") for n, std in zip(table["n"], table["std"], strict=True)]
+    table = table.assign(low=table["mean"] - half, high=table["mean"] + half)
+    on_one = rows[rows["decoding"] != STAGES]
+    if RECOMPUTED in set(on_one["decoding"]):
+        parts = [
+            within_noise(at, "decoding", "speedup", RECOMPUTED).assign(threshold=threshold)
+            for threshold, at in on_one.groupby("threshold")
+        ]
+        differences = pd.concat(parts).drop(columns="n").rename(columns={"low": "difference_low", "high": "difference_high"})
+        table = table.merge(differences, on=["decoding", "threshold"], how="left")
+    return table.sort_values(["decoding", "threshold"], ignore_index=True)
 
-    def panel(x, label):
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """`pipeline` has a panel of its own: its speed is relative to two stages, which is another clock."""
+    names = {mode: mode for mode in table["decoding"].unique()}
+
+    def panel(rows: pd.DataFrame, x: str, label: str, title: str):
         def draw(axes, ink) -> None:
             axes.axhline(1.0, color=ink.muted, linestyle=":")
-            mean_curves(axes, ink, table, x, "decoding", names)
+            mean_curves(axes, ink, rows, x, "decoding", names, beside=x == "threshold")
+            axes.set_title(title, fontsize=9, color=ink.muted)
             axes.set_xlabel(label)
-            axes.set_ylabel("speed, times full depth")
+            axes.set_ylabel("speed / full depth, ± deviation")
 
         return draw
 
-    save_panels(HERE / "threshold_curve.png", panel("agreement", "same token as full depth"), panel("threshold", "threshold"))
+    one, staged = table[table["decoding"] != STAGES], table[table["decoding"] == STAGES]
+    panels = []
+    if len(one):
+        panels += [
+            panel(one, "agreement", "same token as full depth", "on one rank"),
+            panel(one, "threshold", "threshold", "on one rank"),
+        ]
+    if len(staged):
+        panels.append(panel(staged, "threshold", "threshold", "over pipeline stages"))
+    save_panels(path, *panels, legend="decoding")
+
+
+def main(folders: list[str], output: Path = HERE) -> None:
+    table = collected(folders)
+    table.round(4).to_csv(output / "threshold_curve.csv", index=False)
+    draw(table, output / "threshold_curve.png")
 
 
 if __name__ == "__main__":

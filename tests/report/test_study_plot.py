@@ -36,6 +36,42 @@ def test_curves_are_the_tables_and_a_setting_looks_the_same_where_others_are_mis
         assert getattr(second[0], look)() != getattr(first[0], look)()
 
 
+def drawn(table: pd.DataFrame, names: dict[str, str], **how: bool) -> list:
+    axes = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    mean_curves(axes, paper_ink(()), table, "x", "by", names, **how)
+    return axes.containers
+
+
+def test_a_measured_x_stays_where_it_was_measured() -> None:
+    first, second = drawn(TABLE, NAMES, beside=False)
+    assert first[0].get_xdata().tolist() == second[0].get_xdata().tolist() == [1, 2]
+    first, second = drawn(TABLE, NAMES)
+    assert first[0].get_xdata()[0] < 1 < second[0].get_xdata()[0]
+
+
+def test_points_without_an_order_are_not_joined() -> None:
+    assert [bars[0].get_linestyle() for bars in drawn(TABLE, NAMES, joined=False)] == ["None", "None"]
+
+
+def test_a_setting_without_a_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="by=b has no name: there are names for a"):
+        drawn(TABLE, {"a": "first"})
+
+
+def test_eight_settings_look_different() -> None:
+    names = {name: name for name in "abcdefgh"}
+    table = pd.DataFrame([(name, 1, 1.0, 0.1) for name in names], columns=TABLE.columns)
+    looks = {(bars[0].get_color(), bars[0].get_marker()) for bars in drawn(table, names)}
+    assert len({colour for colour, _ in looks}) == len(looks) == 8
+
+
+def test_the_legend_has_a_title(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, dpi: figures.append(figure))
+    save_panels(tmp_path / "study.png", lambda axes, ink: mean_curves(axes, ink, TABLE, "x", "by", NAMES), legend="exits after")
+    assert figures[0].legends[0].get_title().get_text() == "exits after"
+
+
 def test_panels_are_written_side_by_side(tmp_path: Path) -> None:
     def panel(axes, ink) -> None:
         mean_curves(axes, ink, TABLE, "x", "by", NAMES)
