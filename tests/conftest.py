@@ -7,12 +7,21 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import hydra
 import pytest
 
 from eellm.config.compose import compose, to_yaml
 from eellm.manifest import write_manifest
+from tests import composing
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def options_are_composed_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hydra, "compose", composing.compose)
+        yield
 
 
 @pytest.fixture(autouse=True)
