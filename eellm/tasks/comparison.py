@@ -51,7 +51,10 @@ def on_one_rank(config: Config) -> Config:
 
 
 def best_faithful(rows: list[TableRow]) -> dict[str, float]:
-    """The fastest setting that keeps at least 95 % of full depth's tokens; full depth itself is one."""
+    """The fastest setting that keeps at least 95 % of full depth's tokens; full depth itself is one.
+
+    Which one that is differs between runs: means over runs are taken of speed_quality.csv, one threshold at a time.
+    """
     columns = {
         names.GENERATE_TOKENS_PER_SECOND: "tokens_per_second",
         names.GENERATE_SPEEDUP: "speedup",

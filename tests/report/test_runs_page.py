@@ -16,7 +16,7 @@ from eellm.config.compose import compose
 from eellm.errors import ConfigError, RunError
 from eellm.report.number_text import MISSING
 from eellm.report.palette import paper_ink
-from eellm.report.runs.compared import Compared, lines
+from eellm.report.runs.compared import Compared, lines, short_names
 from eellm.report.runs.figures import loss_plots, speed_plot
 from eellm.report.runs.page import runs_page
 from eellm.tasks import report
@@ -117,8 +117,68 @@ def test_the_first_table_has_what_differs_and_how_runs_ended(page):
     assert others == [["run", "train/lr"], *([str(number), "0.000"] for number in range(1, 9)), ["9", MISSING]]
     means = [[loss(weight, seed) for seed in SEEDS[: 2 if weight == 1.0 else 3]] for weight in WEIGHTS]
     expected = [f"{statistics.mean(own):.3f} {PLUS_MINUS} {statistics.stdev(own):.3f}" for own in means]
-    assert [row[2] for row in seeds[1:]] == expected
-    assert [row[1] for row in seeds[1:]] == ["3", "3", "2"]
+    losses = [row for row in seeds[1:] if row[0] == "val/loss/final"]
+    assert [row[3] for row in losses] == expected
+    assert [row[2] for row in losses] == ["3", "3", "2"]
+    assert [row[4:] for row in losses] == [
+        [MISSING] * 3,
+        ["+0.040 (+0.040 to +0.040)", "3", "no"],
+        ["+0.090 (+0.090 to +0.090)", "2", "no"],
+    ]
+
+
+def test_speed_over_seeds_is_that_of_one_threshold_and_compared_by_pairs(tmp_path):
+    """Seeds differ by more than the settings do; every run's fastest threshold is another one."""
+    speeds = {0.1: {1: (1.0, 3.0), 2: (4.0, 2.0), 3: (7.0, 1.0)}, 1.0: {1: (1.1, 3.5), 2: (4.2, 1.6), 3: (7.3, 1.0)}}
+    for weight, of_seed in speeds.items():
+        for seed, own in of_seed.items():
+            rows = [
+                {"decoding": "catch_up", "threshold": limit, "speedup": speed, "agreement": 0.9}
+                for limit, speed in zip((0.4, 0.8), own, strict=True)
+            ]
+            settings = {"loss_weights.values": weight, "seed": seed}
+            write_run(tmp_path / f"{weight}_{seed}", settings, {"generate/speedup": max(own)}, tables={"speed_quality": rows})
+    _, seeds = tables_under(read_page(runs_page(str(tmp_path), tmp_path)), "What differs: train")
+    found = {(row[0], row[1]): row[3:] for row in seeds[1:]}
+    assert list(found) == [
+        (f"{measure}, catch_up at {limit}", weight)
+        for limit in ("0.4", "0.8")
+        for measure in ("speedup", "agreement")
+        for weight in ("0.1", "1")
+    ]
+    gap, half = 0.2, 4.3027 * 0.1 / 3**0.5
+    interval = f"({gap - half:+.3f} to {gap + half:+.3f})"
+    assert found["speedup, catch_up at 0.4", "0.1"][0] == f"4.000 {PLUS_MINUS} 3.000"
+    assert found["speedup, catch_up at 0.4", "1"] == [f"4.200 {PLUS_MINUS} 3.100", f"+0.200 {interval}", "3", "yes"]
+    assert found["speedup, catch_up at 0.8", "1"][3] == "yes"
+
+
+def test_seeds_without_partners_are_not_compared(tmp_path):
+    for number, (weight, seed) in enumerate([(0.1, 1), (0.1, 2), (1, 3), (1, 4), (2, 1), (2, 1)]):
+        write_trained(tmp_path / f"{number}", weight, seed)
+    _, seeds, _ = tables_under(read_page(runs_page(str(tmp_path), tmp_path)), "What differs: train")
+    assert [row[2] for row in seeds[1:]] == ["2", "2", "2"]
+    assert {cell for row in seeds[1:] for cell in row[4:]} == {MISSING}
+
+
+def test_settings_are_called_by_the_shortest_name_that_is_theirs_alone():
+    keys = ["seed", "exits.layers", "tuning.layers", "loss_weights.values", "a.x.rate", "b.x.rate", "b.rate"]
+    assert short_names(keys, keys) == {
+        **{name: name for name in keys},
+        "b.rate": "b.rate",
+    }
+    assert short_names(["tuning.distillation.weight", "a.x.rate"], [*keys[:4], "a.x.rate", "tuning.distillation.weight"]) == {
+        "tuning.distillation.weight": "distillation.weight",
+        "a.x.rate": "x.rate",
+    }
+
+
+def test_runs_stand_in_the_order_of_their_settings(tmp_path):
+    for number, (weight, layers) in enumerate([(1, [10]), (0.1, [10]), (0.5, [10]), (0.1, [2, 4]), (None, [2])]):
+        write_run(tmp_path / f"{number}", {"loss_weights.values": weight, "exits.layers": layers})
+    runs = Compared.load(str(tmp_path)).runs
+    assert [Path(run).name for run in runs["run"]] == ["4", "3", "1", "2", "0"]
+    assert [line.label for line in lines(runs)[0]][1] == "2: exits.layers=[2,4], loss_weights.values=0.1"
 
 
 def test_failed_and_broken_runs_are_named_with_their_reason(folder, page):
@@ -189,7 +249,7 @@ def test_few_runs_are_drawn_each_and_many_by_the_mean_over_seeds(folder):
     assert [line.label for line in few] == ["1: seed=1", "2: seed=2", "3: seed=3"]
     many, words = lines(runs)
     assert [line.runs for line in many] == [tuple(str(folder / f"{3 * group + seed}") for seed in range(3)) for group in range(3)]
-    assert [line.label for line in many] == ["values=0.1", "values=0.5", "values=1"]
+    assert [line.label for line in many] == [f"loss_weights.values={weight:g}" for weight in WEIGHTS]
     assert "mean" in words
     final = next(plot for plot in loss_plots(metric_history(runs), many) if plot.title.endswith("final"))
     assert drawn(final) == {round(statistics.mean(loss(weight, seed) for seed in SEEDS), 6) for weight in WEIGHTS}

@@ -21,8 +21,9 @@ from eellm.report.page_settings import settings_list
 from eellm.report.page_style import SCRIPT
 from eellm.report.run_record import RunRecord, load_run
 from eellm.report.runs import figures, tables
-from eellm.report.runs.compared import NUMBER, SEED, Compared, Line, lines, varying
+from eellm.report.runs.compared import NUMBER, Compared, Line, lines, varying
 from eellm.report.runs.key import key
+from eellm.report.runs.seeds import over_seeds
 from eellm.report.runs.style import SORT, STYLE
 
 SPEED = "Speed against quality"
@@ -46,7 +47,7 @@ def runs_page(sources: str | Sequence[str], folder: Path) -> str:
     title = f"{plural(len(runs), 'run')} of {sources if isinstance(sources, str) else listing(list(sources))}"
     sections = [
         _header(runs, len(found.broken), title),
-        *(_differences(own, task, folder) for task, own in by_task),
+        *(_differences(own, speeds, task, folder) for task, own in by_task),
         _failures(runs, list(dict.fromkeys(broken))),
         *(_curves(own, history, exits, task) for task, own in by_task),
         _speed(runs, speeds),
@@ -66,7 +67,7 @@ def _header(runs: pd.DataFrame, broken: int, title: str) -> str:
     return f"<header>{kicker}<h1>{escape(title)}</h1><p>{escape(facts.strip())}</p></header>"
 
 
-def _differences(runs: pd.DataFrame, task: object, folder: Path) -> str:
+def _differences(runs: pd.DataFrame, speeds: pd.DataFrame, task: object, folder: Path) -> str:
     settings = varying(runs)
     words = f"{plural(len(runs), 'run')} of task={task}"
     if len(runs) > 1 and not settings:
@@ -76,15 +77,8 @@ def _differences(runs: pd.DataFrame, task: object, folder: Path) -> str:
         more = len(settings) - MOST_NAMED_SETTINGS
         words += f" that differ in {named}" + (f" and {plural(more, 'more setting')}" if more > 0 else "")
     note = f'<p class="note">{escape(words)}.<span class="screen"> A click on a column sorts by it.</span></p>'
-    seeds = tables.seeds_table(runs)
-    if seeds:
-        seeds = (
-            '<h3>Over seeds</h3><p class="note">Mean and standard deviation of the runs of each setting. '
-            f"Differences that are not clearly larger than the deviations are noise.</p>{seeds}"
-        )
-    elif SEED not in settings and len(runs) > 1:
-        seeds = '<p class="note">No setting was run with several seeds, so the page cannot say which differences are noise.</p>'
-    return f"<h2>What differs: {escape(str(task))}</h2>{note}{tables.runs_table(runs, folder)}{seeds}{tables.metrics_table(runs)}"
+    found = f"{tables.runs_table(runs, folder)}{over_seeds(runs, speeds)}{tables.metrics_table(runs)}"
+    return f"<h2>What differs: {escape(str(task))}</h2>{note}{found}"
 
 
 def _failures(runs: pd.DataFrame, broken: Sequence[tuple[str, str]]) -> str:

@@ -12,11 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from eellm.analysis import spread
 from eellm.metrics import names
 from eellm.report.number_text import MISSING, fixed, percent, perplexity, threshold
 from eellm.report.page_tables import dotted, table
-from eellm.report.runs.compared import NUMBER, SEED, value_text, varying
+from eellm.report.runs.compared import NUMBER, value_text, varying
 
 HEADLINES = (
     names.VAL_LOSS, names.EVAL_LOSS, names.GENERATE_SPEEDUP, names.GENERATE_AGREEMENT, names.GENERATE_MEAN_LAYERS,
@@ -25,7 +24,6 @@ HEADLINES = (
 """Families of metrics in the table of what differs, in its order; the others stand in the table below it."""
 MOST_HEADS = 5
 """Heads of a family that stand in the table of what differs; with more, only the final one does."""
-SPREAD_OF = (names.VAL_LOSS, names.EVAL_LOSS, names.GENERATE_SPEEDUP, names.GENERATE_AGREEMENT)
 FOLDED_FROM = 25
 """Rows from which on a table begins folded."""
 
@@ -50,25 +48,6 @@ def metrics_table(runs: pd.DataFrame) -> str:
         return ""
     rows = [row_of([str(run[NUMBER]), *(number(run[name]) for name in left)]) for run in runs.to_dict("records")]
     return f"<details><summary>All other final metrics</summary>{sortable(['run', *map(breakable, left)], rows)}</details>"
-
-
-def seeds_table(runs: pd.DataFrame) -> str:
-    """Mean and sample standard deviation over the runs of each setting; "" where no setting has been run twice."""
-    settings = [name for name in varying(runs) if name != SEED]
-    metrics = [name for name in headlines(runs) if any(names.describe(name).pattern == family for family in SPREAD_OF)]
-    if SEED not in varying(runs) or not metrics:
-        return ""
-    setting_of: list[Any] = [tuple(value_text(run[name]) for name in settings) for run in runs.to_dict("records")]
-    labelled = runs[metrics].assign(setting=setting_of)
-    found = {name: spread(labelled, "setting", name).set_index("setting") for name in metrics}
-    if not any((frame["n"] > 1).any() for frame in found.values()):
-        return ""
-    rows = []
-    for setting in dict.fromkeys(labelled["setting"]):
-        own = {name: frame.loc[[setting]].iloc[0] for name, frame in found.items() if setting in frame.index}
-        count = max((int(values["n"]) for values in own.values()), default=0)
-        rows.append(row_of([*map(breakable, setting), str(count), *(_mean_cell(own.get(name)) for name in metrics)]))
-    return sortable([*map(breakable, settings), "seeds", *map(breakable, metrics)], rows)
 
 
 def failures_table(runs: pd.DataFrame, broken: Sequence[tuple[str, str]]) -> str:
@@ -158,13 +137,6 @@ def number(value: Any, digits: int | None = None) -> str:
     if _is_missing(value):
         return MISSING
     return fixed(value, digits if digits is not None else 3 if abs(value) < 100 else 1 if abs(value) < 10_000 else 0)
-
-
-def _mean_cell(values: Any) -> str:
-    if values is None:
-        return MISSING
-    deviation = "" if _is_missing(values["std"]) else f" \N{PLUS-MINUS SIGN} {fixed(float(values['std']))}"
-    return f"{fixed(float(values['mean']))}{deviation}"
 
 
 def _percent(value: Any) -> str:
