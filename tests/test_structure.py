@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
@@ -16,8 +17,16 @@ PACKAGE = sorted((ROOT / "eellm").rglob("*.py"))
 SOURCES = [*PACKAGE, ROOT / "run.py", *sorted((ROOT / "tests").rglob("*.py"))]
 
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 500, 60, 6
-TORCH_FREE = ("eellm.config", "eellm.metrics", "eellm.report", "eellm.analysis", "eellm.layout", "eellm.model.spec")
-TORCH_FREE += ("eellm.schedule", "eellm.plan", "eellm.launch", "eellm.rundir", "eellm.resume", "eellm.tasks.before_ranks")
+TORCH_FREE = ("eellm.config", "eellm.metrics", "eellm.drawing", "eellm.analysis", "eellm.report", "eellm.layout")
+TORCH_FREE += (
+    "eellm.model.spec",
+    "eellm.schedule",
+    "eellm.plan",
+    "eellm.launch",
+    "eellm.rundir",
+    "eellm.resume",
+    "eellm.tasks.before_ranks",
+)
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 
@@ -57,6 +66,14 @@ def test_only_tasks_use_the_benchmarks() -> None:
     users = {name_of(path) for path in PACKAGE if "eellm.benchmark" in path.read_text(encoding="utf-8")}
     assert users, "the check looks for the wrong name"
     assert {user for user in users if not user.startswith(("eellm/benchmark/", "eellm/tasks/"))} == set()
+
+
+@pytest.mark.parametrize(("lower", "higher"), itertools.combinations(("metrics", "drawing", "analysis", "report"), 2))
+def test_data_flow_one_way_to_the_report(lower: str, higher: str) -> None:
+    imports = re.compile(rf"^\s*(?:from|import) eellm\.{higher}\b", re.MULTILINE)
+    sources = {name_of(path): path.read_text(encoding="utf-8") for path in PACKAGE if path.is_relative_to(ROOT / "eellm" / lower)}
+    assert sources, "the check looks for the wrong name"
+    assert {name for name, text in sources.items() if imports.search(text)} == set()
 
 
 def test_what_needs_no_torch_does_without() -> None:

@@ -11,10 +11,10 @@ from eellm.analysis.comparison import pareto_front
 from eellm.analysis.exits import SHARE
 from eellm.analysis.plots import By, speed_quality_drawing
 from eellm.analysis.runs import records
-from eellm.report.document import document
-from eellm.report.drawing import Plot
-from eellm.report.inline_svg import inline_svg
-from eellm.report.number_text import MISSING, plural
+from eellm.drawing.document import document
+from eellm.drawing.inline_svg import inline_svg
+from eellm.drawing.number_text import MISSING, plural
+from eellm.drawing.plot import Plot
 
 STYLE = """
 .chart { padding: 14px 18px; margin: 18px 0; }

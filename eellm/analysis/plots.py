@@ -1,6 +1,6 @@
 """Figures for papers and notebooks, each from one frame: vectors, told apart by marker, dash and hatch as well as by colour.
 
-Series get hues that differ for all kinds of sight; heads get the colours of `eellm.report.palette`, lighter to darker with depth.
+Series get hues that differ for all kinds of sight; heads those of `eellm.drawing.palette`, lighter to darker with depth.
 Every function returns a matplotlib Figure made without pyplot; `save_figure` writes it.
 """
 
@@ -15,11 +15,11 @@ import pandas as pd
 
 from eellm.analysis.comparison import listed, pareto_front, spread
 from eellm.analysis.tokens import KINDS
+from eellm.drawing.number_text import percent, threshold
+from eellm.drawing.palette import Ink, exit_colours, mode_colour, oklch, paper_ink
+from eellm.drawing.plot import DASHES, MARKERS, Plot, calibration_frame, head_style, legend, line_with_bars, percent_axis
+from eellm.drawing.point_names import name_points
 from eellm.metrics.names import FINAL, depth
-from eellm.report.drawing import DASHES, MARKERS, Plot, calibration_frame, head_style, legend, line_with_bars, percent_axis
-from eellm.report.number_text import percent, threshold
-from eellm.report.palette import Ink, exit_colours, mode_colour, oklch, paper_ink
-from eellm.report.point_names import name_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ import pandas as pd
 from eellm.analysis.run_folder import RunFiles
 from eellm.analysis.runs import gather
 from eellm.analysis.wandb_project import WandbFiles
-from eellm.report.number_text import threshold
+from eellm.drawing.number_text import threshold
 
 Kind = Literal["word", "continuation", "number", "symbol", "space", "partial"]
 KINDS: dict[Kind, str] = {

@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 
 from eellm.benchmark.figure import Figure
-from eellm.report.number_text import MISSING
+from eellm.drawing.number_text import MISSING
 
 NOTE = "interval: 95 % around the median; ~ after a verdict: the interval reaches across the target"
 

@@ -7,9 +7,9 @@ from rich.table import Table
 
 from eellm.calibration.bounds import enough_sequences
 from eellm.calibration.result import Calibration, Threshold
+from eellm.drawing.number_text import TIMES, fixed, percent, plural, threshold
 from eellm.metrics.names import share_column
 from eellm.metrics.tables import TableRow
-from eellm.report.number_text import TIMES, fixed, percent, plural, threshold
 
 NOTE = "layers: mean per token on this text; in layers: the model's over these, without the exits' own heads"
 RISKS = {

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eellm.metrics.names import FINAL, TRAIN_LOSS, VAL_LOSS, depth, share_column
-from eellm.metrics.tables import Cell
-from eellm.report.drawing import (
+from eellm.drawing.number_text import threshold
+from eellm.drawing.palette import Ink, paper_ink
+from eellm.drawing.plot import (
+    Curve,
     PanelPlot,
     Plot,
     calibration_frame,
@@ -24,10 +25,10 @@ from eellm.report.drawing import (
     points_of,
     thinned,
 )
-from eellm.report.number_text import threshold
-from eellm.report.palette import Ink, paper_ink
-from eellm.report.point_names import Point, name_point, name_points, span_of
-from eellm.report.run_record import Curve, RunRecord, TableRows
+from eellm.drawing.point_names import Point, name_point, name_points, span_of
+from eellm.metrics.names import FINAL, TRAIN_LOSS, VAL_LOSS, depth, share_column
+from eellm.metrics.tables import Cell
+from eellm.report.run_record import RunRecord, TableRows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

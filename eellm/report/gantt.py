@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eellm.drawing.number_text import binary_bytes, percent, time_text
+from eellm.drawing.palette import paper_ink, pass_colours
 from eellm.metrics.names import FINAL
-from eellm.report.number_text import binary_bytes, percent, time_text
-from eellm.report.palette import paper_ink, pass_colours
 from eellm.schedule.costs import LAYERS, WEIGHTS
 from eellm.schedule.program import FORWARDS, Kind
 from eellm.schedule.simulate import Box, Timeline

@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 
 from eellm.data.cache import write_atomically
+from eellm.drawing.document import document
 from eellm.report import gantt_svg
-from eellm.report.document import document
 from eellm.report.gantt import Chart, save_png
 from eellm.schedule.csv_file import parse_action
 from eellm.schedule.measured import Recorded, measured_costs, measured_timeline

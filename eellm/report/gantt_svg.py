@@ -6,8 +6,8 @@ import itertools
 import math
 from html import escape
 
+from eellm.drawing.palette import pass_colours
 from eellm.report.gantt import KINDS, Bar, Chart, shared_width
-from eellm.report.palette import pass_colours
 from eellm.schedule.costs import LAYERS, WEIGHTS
 
 ROW, BAR, STRIP = 46, 26, 12

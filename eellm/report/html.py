@@ -8,13 +8,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from eellm.drawing.document import document
+from eellm.drawing.inline_svg import inline_svg
+from eellm.drawing.number_text import TIMES, count, fixed, percent
+from eellm.drawing.plot import Plot
 from eellm.metrics.names import FINAL, TOKENS_PER_SECOND
 from eellm.report import page_sample, page_tables
-from eellm.report.document import document
-from eellm.report.drawing import Plot
 from eellm.report.figures import plots, save_figures
-from eellm.report.inline_svg import inline_svg
-from eellm.report.number_text import TIMES, count, fixed, percent
 from eellm.report.page_settings import leaves, settings_list
 from eellm.report.run_record import RunRecord, load_run
 from eellm.report.setup import Setup, read_setup

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from html import escape
 from itertools import groupby
 
+from eellm.drawing.document import document
+from eellm.drawing.number_text import fixed, percent, plural
 from eellm.metrics.names import FINAL
-from eellm.report.document import document
-from eellm.report.number_text import fixed, percent, plural
 from eellm.report.page_tables import colour
 from eellm.report.run_record import Generation, RunRecord, Token
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from eellm.report.number_text import MISSING
+from eellm.drawing.number_text import MISSING
 
 UNGROUPED = "run"
 

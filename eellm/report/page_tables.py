@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from eellm.drawing.inline_svg import head_variable
+from eellm.drawing.number_text import fixed, percent, perplexity, threshold, with_error
 from eellm.metrics.names import share_column
 from eellm.metrics.tables import Cell
-from eellm.report.inline_svg import head_variable
-from eellm.report.number_text import fixed, percent, perplexity, threshold, with_error
 from eellm.report.run_record import SHARE, RunRecord, TableRows
 
 

@@ -8,12 +8,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from eellm.drawing.number_text import count, percent, time_text
 from eellm.errors import as_typed
 from eellm.plan import parameters
 from eellm.plan.iteration import RUNS, Iteration, stage_rows
 from eellm.plan.outcome import Outcome
 from eellm.plan.search import Candidate
-from eellm.report.number_text import count, percent, time_text
 
 _GIB = 1024**3
 SCHEDULES = ("schedule", "step", "bubble", "balance", "exits cost", "peak", "tokens/s/device", "fits", "runs")

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eellm.drawing.number_text import threshold
+from eellm.drawing.plot import Curve
 from eellm.metrics.generations import read_generations
 from eellm.metrics.names import FINAL, STEP, TRAIN_LOSS, VAL_LOSS, depth, heads_in
 from eellm.metrics.rows import Row, read_rows
 from eellm.metrics.tables import Cell, read_table
-from eellm.report.number_text import threshold
 
 TableRows = list[dict[str, Cell]]
 SHARE = "share_"
@@ -60,14 +61,6 @@ class Generation:
     def variety(self) -> float:
         """0 when one head emitted all tokens, towards 1 the more evenly they are spread over heads."""
         return 1 - sum((count / len(self.tokens)) ** 2 for count in self.heads.values()) if self.tokens else 0.0
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A metric over optimizer steps."""
-
-    steps: list[float]
-    values: list[float]
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from eellm.report.drawing import PanelPlot, line_with_bars, mode_style
-from eellm.report.palette import Ink, paper_ink, run_colour
+from eellm.drawing.palette import Ink, paper_ink, run_colour
+from eellm.drawing.plot import PanelPlot, line_with_bars, mode_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,10 +13,10 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from eellm.drawing.number_text import MISSING, fixed, percent, perplexity, threshold, with_error
+from eellm.drawing.palette import exit_colours
 from eellm.metrics.names import FINAL, share_column
 from eellm.metrics.tables import Cell, read_table
-from eellm.report.number_text import MISSING, fixed, percent, perplexity, threshold, with_error
-from eellm.report.palette import exit_colours
 from eellm.report.run_record import SHARE, Generation, RunRecord, TableRows, load_run
 from eellm.report.setup import read_setup
 from eellm.report.words import summary_words

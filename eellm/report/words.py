@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from eellm.drawing.number_text import TIMES, count, duration, fixed, listing, percent, perplexity, plural, threshold
 from eellm.metrics.names import FINAL, VAL_LOSS, share_column
 from eellm.metrics.tables import Cell
-from eellm.report.number_text import TIMES, count, duration, fixed, listing, percent, perplexity, plural, threshold
 from eellm.report.run_record import RunRecord, TableRows
 from eellm.report.setup import Setup, trained_steps
 

@@ -11,7 +11,7 @@ from eellm.tasks.context import TaskContext
 def run(context: TaskContext) -> dict[str, float]:
     from rich.console import Console
 
-    from eellm.report.number_text import binary_bytes
+    from eellm.drawing.number_text import binary_bytes
     from eellm.report.runs.page import runs_page
 
     options = context.config.report

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from eellm.analysis import load_runs
-from eellm.report.drawing import mode_style
+from eellm.drawing.plot import mode_style
 from eellm.report.study_plot import save_panels
 
 HERE = Path(__file__).parent

@@ -28,7 +28,7 @@ from eellm.analysis.plots import (
     plot_speed_quality,
     save_figure,
 )
-from eellm.report.drawing import percent_axis
+from eellm.drawing.plot import percent_axis
 from tests.analysis.example_study import WEIGHTS, write_example_study
 
 WEIGHT = "loss_weights.values"

@@ -3,9 +3,9 @@ import math
 
 import pytest
 
-from eellm.report.drawing import PanelPlot, Plot, legend
+from eellm.drawing.palette import exit_colours, oklch, paper_ink
+from eellm.drawing.plot import PanelPlot, Plot, legend
 from eellm.report.figures import plots, save_figures
-from eellm.report.palette import exit_colours, oklch, paper_ink
 from eellm.report.run_record import RunRecord, load_run
 from tests.report.example_run import THRESHOLDS, write_example_run
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
+from eellm.drawing.palette import pass_colours
 from eellm.report.gantt import HATCHES, KINDS, Chart, save_png
 from eellm.report.gantt_svg import PATTERNS, figure, figures, legend
-from eellm.report.palette import pass_colours
 from eellm.schedule.costs import Costs, HeadCosts, StageCosts
 from eellm.schedule.programs import forward_only, one_f_one_b, zero_bubble_h1
 from eellm.schedule.simulate import simulate

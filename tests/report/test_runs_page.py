@@ -13,9 +13,9 @@ from playwright.sync_api import sync_playwright
 
 from eellm.analysis import metric_history
 from eellm.config.compose import compose
+from eellm.drawing.number_text import MISSING
+from eellm.drawing.palette import paper_ink
 from eellm.errors import ConfigError, RunError
-from eellm.report.number_text import MISSING
-from eellm.report.palette import paper_ink
 from eellm.report.runs.compared import Compared, lines, short_names
 from eellm.report.runs.figures import loss_plots, speed_plot
 from eellm.report.runs.page import runs_page

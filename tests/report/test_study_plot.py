@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from eellm.report.drawing import PanelPlot
-from eellm.report.palette import paper_ink
+from eellm.drawing.palette import paper_ink
+from eellm.drawing.plot import PanelPlot
 from eellm.report.study_plot import mean_curves, save_panels
 
 TABLE = pd.DataFrame(

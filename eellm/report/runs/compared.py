@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 
 from eellm.analysis import load_runs, settings_of
+from eellm.drawing.number_text import MISSING
 from eellm.errors import RunError
 from eellm.metrics.names import FINAL, VAL_LOSS
-from eellm.report.number_text import MISSING
 
 SEED = "seed"
 NUMBER = "number"

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from eellm.analysis import pareto_front
+from eellm.drawing.palette import Ink, run_colour
+from eellm.drawing.plot import DASHES, MARKERS, Curve, Plot, calibration_frame, legible_range, line, percent_axis
+from eellm.drawing.point_names import name_point
 from eellm.metrics.names import FINAL, STEP, TRAIN_LOSS, VAL_LOSS, depth, heads_in
-from eellm.report.drawing import DASHES, MARKERS, Plot, calibration_frame, legible_range, line, percent_axis
-from eellm.report.palette import Ink, run_colour
-from eellm.report.point_names import name_point
-from eellm.report.run_record import Curve
 from eellm.report.runs.compared import Line
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from eellm.report.drawing import DASHES, MARKERS
-from eellm.report.palette import run_colour
+from eellm.drawing.palette import run_colour
+from eellm.drawing.plot import DASHES, MARKERS
 from eellm.report.runs.compared import Line
 from eellm.report.runs.figures import LINE_WIDTH
 

@@ -11,14 +11,14 @@ import pandas as pd
 
 from eellm.analysis import exit_table, metric_history, pareto_front, reliability, speed_quality
 from eellm.analysis.runs import reason
+from eellm.drawing.document import document
+from eellm.drawing.inline_svg import inline_svg
+from eellm.drawing.number_text import listing, plural
+from eellm.drawing.page_style import SCRIPT
+from eellm.drawing.plot import Plot
 from eellm.metrics.names import FINAL, depth
 from eellm.report import page_sample
-from eellm.report.document import document
-from eellm.report.drawing import Plot
-from eellm.report.inline_svg import inline_svg
-from eellm.report.number_text import listing, plural
 from eellm.report.page_settings import settings_list
-from eellm.report.page_style import SCRIPT
 from eellm.report.run_record import RunRecord, load_run
 from eellm.report.runs import figures, tables
 from eellm.report.runs.compared import NUMBER, Compared, Line, lines, varying

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from eellm.analysis import spread, within_noise
+from eellm.drawing.number_text import MISSING, fixed, threshold
 from eellm.metrics import names
-from eellm.report.number_text import MISSING, fixed, threshold
 from eellm.report.runs.compared import SEED, described, natural, value_text, varying
 from eellm.report.runs.tables import breakable, folded, headlines, row_of, sortable
 

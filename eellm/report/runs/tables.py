@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from eellm.drawing.number_text import MISSING, fixed, percent, perplexity, threshold
 from eellm.metrics import names
-from eellm.report.number_text import MISSING, fixed, percent, perplexity, threshold
 from eellm.report.page_tables import dotted, table
 from eellm.report.runs.compared import NUMBER, value_text, varying
 

@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from eellm.drawing.palette import Ink, mode_colour
+from eellm.drawing.point_names import place_names
 from eellm.metrics.names import FINAL
-from eellm.report.palette import Ink, mode_colour
-from eellm.report.point_names import place_names
-from eellm.report.run_record import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +29,14 @@ MOST_POINTS = 600
 PANEL_COLUMNS, PANEL_SIZE = 3, (3.0, 2.6)
 START_SHARE = 0.08
 """Share of a run whose fast first fall may leave the top of a loss plot, so that the end is legible."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over optimizer steps."""
+
+    steps: list[float]
+    values: list[float]
 
 
 @dataclass(frozen=True)

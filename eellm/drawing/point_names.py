@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from eellm.report.palette import Ink
+from eellm.drawing.palette import Ink
 
 if TYPE_CHECKING:
     import numpy as np

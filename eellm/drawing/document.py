@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from eellm.drawing.page_style import SCRIPT, STYLE, theme
 from eellm.metrics.names import FINAL
-from eellm.report.page_style import SCRIPT, STYLE, theme
 
 
 def document(title: str, body: str, heads: Sequence[str] = (FINAL,), style: str = "", script: str = SCRIPT) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from eellm.drawing.inline_svg import head_variable
+from eellm.drawing.palette import Background, exit_colours
 from eellm.metrics.names import FINAL
-from eellm.report.inline_svg import head_variable
-from eellm.report.palette import Background, exit_colours
 
 ROLES = {
     "light": {

@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from eellm.report.drawing import Plot
-from eellm.report.palette import Ink
+from eellm.drawing.palette import Ink
+from eellm.drawing.plot import Plot
 
 ROLES = ("text", "muted", "grid", "background")
 
