@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,30 +31,37 @@ def save_panels(path: Path, *panels: Panel, legend: str = "") -> None:
     figure.savefig(path, dpi=160)
 
 
-def mean_curves(
-    axes: Axes,
-    ink: Ink,
-    table: pd.DataFrame,
-    x: str,
-    by: str,
-    names: Mapping[Any, str],
-    *,
-    beside: bool = True,
-    joined: bool = True,
-) -> None:
+def mean_curves(axes: Axes, ink: Ink, table: pd.DataFrame, x: str, by: str, names: Mapping[Any, str]) -> None:
     """One curve for every value of `by`: `mean` over `x`, with bars of half width `std`, the columns of `eellm.analysis.spread`.
 
     `names`: value -> what the legend says; its place there gives a curve its colour, dash and marker, the same in all panels.
-    `beside`: curves are moved a little to the side, so that bars at the same `x` stay apart: not where `x` was measured, which
-    would no longer be true. `joined`: points are joined by lines: not where `x` has no order. Raises ValueError for a value of
+    Curves that have the same `x` are moved a little to the side, so that their bars stay apart. Raises ValueError for a value of
     `by` without a name, which would be missing from the figure.
     """
+    for rows, moved, style in _curves(table, x, by, names, ink):
+        line_with_bars(axes, rows[x] + moved, rows["mean"], rows["std"].fillna(0.0), style)
+
+
+def mean_points(axes: Axes, ink: Ink, table: pd.DataFrame, x: str, by: str, names: Mapping[Any, str]) -> None:
+    """As `mean_curves`, for an `x` without an order: no lines."""
+    for rows, moved, style in _curves(table, x, by, names, ink):
+        line_with_bars(axes, rows[x] + moved, rows["mean"], rows["std"].fillna(0.0), {**style, "linestyle": "none"})
+
+
+def measured_curves(axes: Axes, ink: Ink, table: pd.DataFrame, x: str, by: str, names: Mapping[Any, str]) -> None:
+    """As `mean_curves`, for an `x` that was measured: it is where it was measured."""
+    for rows, _, style in _curves(table, x, by, names, ink):
+        line_with_bars(axes, rows[x], rows["mean"], rows["std"].fillna(0.0), style)
+
+
+def _curves(
+    table: pd.DataFrame, x: str, by: str, names: Mapping[Any, str], ink: Ink
+) -> Iterator[tuple[pd.DataFrame, float, dict[str, Any]]]:
+    """Rows of each curve, how far it is moved, and its style."""
     unnamed = sorted(set(table[by]) - set(names), key=str)
     if unnamed:
         raise ValueError(f"{by}={', '.join(map(str, unnamed))} has no name: there are names for {', '.join(map(str, names))}")
-    side = BESIDE * (table[x].max() - table[x].min()) if beside else 0.0
+    side = BESIDE * (table[x].max() - table[x].min()) if table[x].duplicated().any() else 0.0
     for index, (value, name) in enumerate(names.items()):
-        rows = table[table[by] == value]
-        places = rows[x] + side * (index - (len(names) - 1) / 2)
-        style = {**mode_style(index, ink), "color": run_colour(index, ink.text), "label": name}
-        line_with_bars(axes, places, rows["mean"], rows["std"].fillna(0.0), style | ({} if joined else {"linestyle": "none"}))
+        moved = side * (index - (len(names) - 1) / 2)
+        yield table[table[by] == value], moved, {**mode_style(index, ink), "color": run_colour(index, ink.text), "label": name}

@@ -10,7 +10,7 @@ import pandas as pd
 
 from eellm.analysis import load_runs, metric_history, spread, within_noise
 from eellm.metrics.names import FINAL, VAL_LOSS, depth
-from eellm.report.study_plot import mean_curves, save_panels
+from eellm.report.study_plot import mean_curves, mean_points, save_panels
 
 HERE = Path(__file__).parent
 SETTING, CONTROL = "exits.layers", "[]"
@@ -45,7 +45,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
     def final_panel(axes, ink) -> None:
         axes.axhline(0.0, color=ink.text)
-        mean_curves(axes, ink, bars, "place", "exits", names, beside=False, joined=False)
+        mean_points(axes, ink, bars, "place", "exits", names)
         axes.set_xticks(range(len(bars)), list(bars["exits"]), fontsize=7)
         axes.set_xlabel("exits after layers")
         axes.set_ylabel("final head minus control, 95 %")

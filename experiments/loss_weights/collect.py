@@ -9,7 +9,7 @@ import pandas as pd
 
 from eellm.analysis import load_runs, metric_history, spread, within_noise
 from eellm.metrics.names import FINAL, VAL_LOSS
-from eellm.report.study_plot import mean_curves, save_panels
+from eellm.report.study_plot import mean_curves, mean_points, save_panels
 
 HERE = Path(__file__).parent
 KIND, VALUES = "loss_weights.kind", "loss_weights.values"
@@ -50,7 +50,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
     def kind_panel(axes, ink) -> None:
         axes.axhline(0.0, color=ink.text)
-        mean_curves(axes, ink, bars, "place", "head", names, joined=False)
+        mean_points(axes, ink, bars, "place", "head", names)
         axes.set_xticks(range(len(kinds)), [kind.replace("_", "\n") for kind in kinds], fontsize=7)
         axes.set_xlabel("schedule of the weight")
         axes.set_ylabel(f"loss minus {BASELINE}, 95 %")

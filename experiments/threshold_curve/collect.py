@@ -9,7 +9,7 @@ import pandas as pd
 
 from eellm.analysis import load_runs, speed_quality, spread, within_noise
 from eellm.analysis.comparison import t_quantile
-from eellm.report.study_plot import mean_curves, save_panels
+from eellm.report.study_plot import mean_curves, measured_curves, save_panels
 
 HERE = Path(__file__).parent
 POINT = ["decoding", "threshold", "agreement", "mean_layers"]
@@ -42,7 +42,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     def panel(rows: pd.DataFrame, x: str, label: str, title: str):
         def draw(axes, ink) -> None:
             axes.axhline(1.0, color=ink.muted, linestyle=":")
-            mean_curves(axes, ink, rows, x, "decoding", names, beside=x == "threshold")
+            draw_curves = mean_curves if x == "threshold" else measured_curves
+            draw_curves(axes, ink, rows, x, "decoding", names)
             axes.set_title(title, fontsize=9, color=ink.muted)
             axes.set_xlabel(label)
             axes.set_ylabel("speed / full depth, ± deviation")

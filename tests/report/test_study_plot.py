@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 
 from eellm.drawing.palette import paper_ink
 from eellm.drawing.plot import PanelPlot
-from eellm.report.study_plot import mean_curves, save_panels
+from eellm.report.study_plot import mean_curves, mean_points, measured_curves, save_panels
 
 TABLE = pd.DataFrame(
     [("a", 1, 5.0, 0.1), ("a", 2, 4.0, 0.2), ("b", 1, 3.0, float("nan")), ("b", 2, 2.0, 0.4)], columns=["by", "x", "mean", "std"]
@@ -36,21 +37,26 @@ def test_curves_are_the_tables_and_a_setting_looks_the_same_where_others_are_mis
         assert getattr(second[0], look)() != getattr(first[0], look)()
 
 
-def drawn(table: pd.DataFrame, names: dict[str, str], **how: bool) -> list:
+def drawn(table: pd.DataFrame, names: dict[str, str], draw: Callable[..., None] = mean_curves) -> list:
     axes = pytest.importorskip("matplotlib.figure").Figure().subplots()
-    mean_curves(axes, paper_ink(()), table, "x", "by", names, **how)
+    draw(axes, paper_ink(()), table, "x", "by", names)
     return axes.containers
 
 
 def test_a_measured_x_stays_where_it_was_measured() -> None:
-    first, second = drawn(TABLE, NAMES, beside=False)
+    first, second = drawn(TABLE, NAMES, measured_curves)
     assert first[0].get_xdata().tolist() == second[0].get_xdata().tolist() == [1, 2]
     first, second = drawn(TABLE, NAMES)
     assert first[0].get_xdata()[0] < 1 < second[0].get_xdata()[0]
 
 
+def test_curves_alone_at_their_x_stay_there() -> None:
+    table = TABLE.assign(x=[1, 2, 3, 4])
+    assert [bars[0].get_xdata().tolist() for bars in drawn(table, NAMES)] == [[1, 2], [3, 4]]
+
+
 def test_points_without_an_order_are_not_joined() -> None:
-    assert [bars[0].get_linestyle() for bars in drawn(TABLE, NAMES, joined=False)] == ["None", "None"]
+    assert [bars[0].get_linestyle() for bars in drawn(TABLE, NAMES, mean_points)] == ["None", "None"]
 
 
 def test_a_setting_without_a_name_is_refused() -> None:
