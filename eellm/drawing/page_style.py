@@ -138,6 +138,7 @@ footer { margin-top: 56px; padding-top: 16px; border-top: 1px solid var(--grid);
   h2 { margin-top: 28px; }
   .scroll { overflow: visible; }
   th, td { padding: 3px 4px; white-space: normal; overflow-wrap: break-word; font-size: 7pt; }
+  th { overflow-wrap: anywhere; }
   .screen { display: none; }
   th:first-child, td:first-child { position: static; }
   .figures { grid-template-columns: 1fr 1fr; }
@@ -163,4 +164,10 @@ for (const kind of ["pointerover", "click"])
     if (token) show(token); else tip.hidden = true;
   });
 addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+let folded = [];
+addEventListener("beforeprint", () => {  // paper cannot be unfolded
+  folded = [...document.querySelectorAll("details:not([open])")];
+  folded.forEach(part => part.open = true);
+});
+addEventListener("afterprint", () => folded.forEach(part => part.open = false));
 """

@@ -92,7 +92,9 @@ def tables_under(root, heading):
     start = next(index for index, element in enumerate(order) if element.tag == "h2" and element.text == heading)
     end = next((index for index in range(start + 1, len(order)) if order[index].tag == "h2"), len(order))
     tables = [element for element in order[start:end] if element.tag == "table"]
-    return [[[cell.text for cell in row.children] for row in table.all("tr")] for table in tables]
+    return [
+        [[cell.text.replace("\N{NO-BREAK SPACE}", " ") for cell in row.children] for row in table.all("tr")] for table in tables
+    ]
 
 
 def test_what_differs_comes_first_and_what_is_shared_last(page):
@@ -118,12 +120,11 @@ def test_the_first_table_has_what_differs_and_how_runs_ended(page):
     means = [[loss(weight, seed) for seed in SEEDS[: 2 if weight == 1.0 else 3]] for weight in WEIGHTS]
     expected = [f"{statistics.mean(own):.3f} {PLUS_MINUS} {statistics.stdev(own):.3f}" for own in means]
     losses = [row for row in seeds[1:] if row[0] == "val/loss/final"]
-    assert [row[3] for row in losses] == expected
-    assert [row[2] for row in losses] == ["3", "3", "2"]
-    assert [row[4:] for row in losses] == [
-        [MISSING] * 3,
-        ["+0.040 (+0.040 to +0.040)", "3", "no"],
-        ["+0.090 (+0.090 to +0.090)", "2", "no"],
+    assert [row[2] for row in losses] == expected
+    assert [row[3:] for row in losses] == [
+        [MISSING, MISSING, MISSING, "3"],
+        ["+0.040 (+0.040 to +0.040)", "no", "3", "3"],
+        ["+0.090 (+0.090 to +0.090)", "no", "2", "2"],
     ]
 
 
@@ -139,7 +140,7 @@ def test_speed_over_seeds_is_that_of_one_threshold_and_compared_by_pairs(tmp_pat
             settings = {"loss_weights.values": weight, "seed": seed}
             write_run(tmp_path / f"{weight}_{seed}", settings, {"generate/speedup": max(own)}, tables={"speed_quality": rows})
     _, seeds = tables_under(read_page(runs_page(str(tmp_path), tmp_path)), "What differs: train")
-    found = {(row[0], row[1]): row[3:] for row in seeds[1:]}
+    found = {(row[0], row[1]): row[2:] for row in seeds[1:]}
     assert list(found) == [
         (f"{measure}, catch_up at {limit}", weight)
         for limit in ("0.4", "0.8")
@@ -149,16 +150,25 @@ def test_speed_over_seeds_is_that_of_one_threshold_and_compared_by_pairs(tmp_pat
     gap, half = 0.2, 4.3027 * 0.1 / 3**0.5
     interval = f"({gap - half:+.3f} to {gap + half:+.3f})"
     assert found["speedup, catch_up at 0.4", "0.1"][0] == f"4.000 {PLUS_MINUS} 3.000"
-    assert found["speedup, catch_up at 0.4", "1"] == [f"4.200 {PLUS_MINUS} 3.100", f"+0.200 {interval}", "3", "yes"]
-    assert found["speedup, catch_up at 0.8", "1"][3] == "yes"
+    assert found["speedup, catch_up at 0.4", "1"] == [f"4.200 {PLUS_MINUS} 3.100", f"+0.200 {interval}", "yes", "3", "3"]
+    assert found["speedup, catch_up at 0.8", "1"][2] == "yes"
 
 
 def test_seeds_without_partners_are_not_compared(tmp_path):
     for number, (weight, seed) in enumerate([(0.1, 1), (0.1, 2), (1, 3), (1, 4), (2, 1), (2, 1)]):
         write_trained(tmp_path / f"{number}", weight, seed)
     _, seeds, _ = tables_under(read_page(runs_page(str(tmp_path), tmp_path)), "What differs: train")
-    assert [row[2] for row in seeds[1:]] == ["2", "2", "2"]
-    assert {cell for row in seeds[1:] for cell in row[4:]} == {MISSING}
+    assert [row[3:] for row in seeds[1:]] == [[MISSING, MISSING, MISSING, "2"]] * 3
+
+
+def test_decodings_of_different_runs_are_compared_at_one_threshold(tmp_path):
+    for mode, speed in (("catch_up", 1.5), ("pipeline", 1.2)):
+        for seed in (1, 2):
+            rows = [{"decoding": mode, "threshold": 0.4, "speedup": speed + 0.3 * seed, "agreement": 1.0}]
+            write_run(tmp_path / f"{mode}{seed}", {"decoding": {"mode": mode}, "seed": seed}, tables={"speed_quality": rows})
+    _, seeds = tables_under(read_page(runs_page(str(tmp_path), tmp_path)), "What differs: train")
+    assert [row[:2] for row in seeds[1:3]] == [["speedup at 0.4", "catch_up"], ["speedup at 0.4", "pipeline"]]
+    assert seeds[2][3:] == ["-0.300 (-0.300 to -0.300)", "no", "2", "2"]
 
 
 def test_settings_are_called_by_the_shortest_name_that_is_theirs_alone():

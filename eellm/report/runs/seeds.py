@@ -11,11 +11,13 @@ import pandas as pd
 from eellm.analysis import spread, within_noise
 from eellm.drawing.number_text import MISSING, fixed, threshold
 from eellm.metrics import names
+from eellm.report.page_tables import table
 from eellm.report.runs.compared import SEED, described, natural, value_text, varying
-from eellm.report.runs.tables import breakable, folded, headlines, row_of, sortable
+from eellm.report.runs.tables import breakable, folded, headlines, row_of
 
 LOSSES = (names.VAL_LOSS, names.EVAL_LOSS)
 SPEEDS = ("speedup", "agreement")
+HARD_SPACE = "\N{NO-BREAK SPACE}"
 WORDS = "Mean and sample standard deviation over the runs of each setting. Speed and agreement are those of one threshold."
 PAIRED = (
     "Differences are from {baseline}, between runs of the same seed, with their 95 % interval (Student's t); within noise are "
@@ -42,15 +44,16 @@ def over_seeds(runs: pd.DataFrame, speeds: pd.DataFrame) -> str:
         repeated = repeated or any(row["n"] > 1 for row in means)
         differences = _differences(own) if len(labels) > 1 else {}
         for row in means:
-            cells = [measure, *map(breakable, labels[row["setting"]]), str(row["n"]), _mean(row)]
-            rows.append(row_of([*cells, *(differences.get(row["setting"], [MISSING] * 3) if len(labels) > 1 else [])]))
+            cells = [measure, *map(breakable, labels[row["setting"]]), _mean(row)]
+            cells += differences.get(row["setting"], [MISSING] * 3) if len(labels) > 1 else []
+            rows.append(row_of([*cells, str(row["n"])]))
     if not repeated:
         return ""
-    columns = ["measure", *map(breakable, settings), "seeds", "mean"]
-    columns += ["difference", "pairs", "within noise"] if len(labels) > 1 else []
+    columns = ["measure", *map(breakable, settings), "mean"]
+    columns += [*(["difference", "within noise", "pairs"] if len(labels) > 1 else []), "seeds"]
     paired = PAIRED.format(baseline=described(runs.iloc[0].to_dict(), settings, runs)) if len(labels) > 1 else ""
-    table = folded(f"{len(rows)} means", sortable(columns, rows), len(rows))
-    return f'<h3>Over seeds</h3><p class="note">{escape(f"{WORDS} {paired}".strip())}</p>{table}'
+    content = folded(f"{len(rows)} means", table(columns, rows, "sortable wraps"), len(rows))
+    return f'<h3>Over seeds</h3><p class="note">{escape(f"{WORDS} {paired}".strip())}</p>{content}'
 
 
 def _measures(runs: pd.DataFrame, speeds: pd.DataFrame) -> Iterator[tuple[str, dict[str, float]]]:
@@ -63,15 +66,20 @@ def _measures(runs: pd.DataFrame, speeds: pd.DataFrame) -> Iterator[tuple[str, d
     if not {"decoding", "threshold", *SPEEDS} <= set(early.columns):
         return
     early = early[early["decoding"] != "full"]
-    several = "policy" in early and early["policy"].nunique() > 1
-    by = ["decoding", *(["policy"] if several else []), "threshold"]
+    if early.empty:
+        return
+    # what every run has only one of is its setting, and compared as such
+    by = [name for name in ("decoding", "policy") if name in early and early.groupby("run")[name].nunique().gt(1).any()]
+    named = "" if by or early["decoding"].nunique() > 1 else f", {early['decoding'].iloc[0]}"
+    by.append("threshold")
     groups: list[tuple[tuple[Any, ...], pd.DataFrame]] = [(tuple(key), own) for key, own in early.groupby(by, dropna=False)]
     for (*modes, limit), own in sorted(groups, key=lambda group: tuple(map(natural, group[0]))):
         for name in SPEEDS:
             known = own.dropna(subset=[name]).drop_duplicates("run", keep="last")
             if len(known):
                 at = "" if limit is None or limit != limit else f" at {threshold(limit)}"
-                yield escape(f"{name}, {' '.join(map(str, modes))}{at}"), dict(zip(known["run"], known[name], strict=True))
+                mode = f", {' '.join(map(str, modes))}" if modes else named
+                yield escape(f"{name}{mode}{at}"), dict(zip(known["run"], known[name], strict=True))
 
 
 def _differences(own: pd.DataFrame) -> dict[int, list[str]]:
@@ -83,15 +91,12 @@ def _differences(own: pd.DataFrame) -> dict[int, list[str]]:
 
 def _cells(row: dict[Any, Any]) -> list[str]:
     if row["n"] == 0:
-        return [MISSING, "0", MISSING]
-    interval = "" if row["n"] < 2 else f" ({row['low']:+.3f} to {row['high']:+.3f})"
-    return [
-        f"{row['difference']:+.3f}{interval}",
-        str(row["n"]),
-        MISSING if row["n"] < 2 else "yes" if row["within_noise"] else "no",
-    ]
+        return [MISSING, MISSING, "0"]
+    interval = "" if row["n"] < 2 else f" ({row['low']:+.3f} to{HARD_SPACE}{row['high']:+.3f})"
+    noise = MISSING if row["n"] < 2 else "yes" if row["within_noise"] else "no"
+    return [f"{row['difference']:+.3f}{interval}", noise, str(row["n"])]
 
 
 def _mean(row: dict[Any, Any]) -> str:
-    deviation = "" if row["n"] < 2 else f" \N{PLUS-MINUS SIGN} {fixed(float(row['std']))}"
+    deviation = "" if row["n"] < 2 else f" \N{PLUS-MINUS SIGN}{HARD_SPACE}{fixed(float(row['std']))}"
     return f"{fixed(float(row['mean']))}{deviation}"

@@ -13,6 +13,13 @@ table.sortable th[aria-sort="descending"] button::after { content: " \\2193"; }
 table.texts td { text-align: left; white-space: normal; vertical-align: top; }
 table.texts td:last-child { min-width: 24ch; overflow-wrap: anywhere; }
 table.texts th { text-align: left; }
+table.wraps td { white-space: normal; }
+@media (max-width: 600px) {
+  table.wraps :is(th, td) { padding: 6px 5px; }
+  table.wraps :is(th, td):first-child { padding-left: 12px; max-width: 26vw; }
+  table.texts td:last-child { min-width: 12ch; }
+  table.texts :is(th, td) { padding: 6px 8px; }
+}
 tr.unfinished td { color: var(--muted); font-style: italic; }
 .key { display: flex; flex-wrap: wrap; gap: 2px 22px; font-size: 0.83rem; margin: 0 0 10px; }
 .key svg { width: 36px; height: 12px; margin-right: 7px; vertical-align: -1px; }
