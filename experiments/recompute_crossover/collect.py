@@ -31,13 +31,13 @@ def main(folders: list[str], output: Path = HERE) -> None:
     table = means.merge(kept.drop(columns="n"), on=[*setting, "mode"], how="left")
     table.round(3).to_csv(output / "recompute_crossover.csv", index=False)
     waits = sorted(means[PENDING].unique())
+    means["place"] = means[PENDING].map(waits.index)
 
     def panel_of(dtype: str):
         def panel(axes, ink) -> None:
-            mean_curves(axes, ink, means[means[TYPE] == dtype], PENDING, "mode", NAMES)
+            mean_curves(axes, ink, means[means[TYPE] == dtype], "place", "mode", NAMES)
             axes.axhline(1.0, color=ink.muted, linewidth=0.8, linestyle=":")
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(waits, [f"{wait:g}" for wait in waits])
+            axes.set_xticks(range(len(waits)), [f"{wait:g}" for wait in waits])
             axes.set_ylim(0.0, 1.1 * (means["mean"] + means["std"].fillna(0.0)).max())
             axes.set_xlabel("tokens that may wait")
             axes.set_ylabel(f"{dtype}: speed, times full depth\n(bars: standard deviation over seeds)")
