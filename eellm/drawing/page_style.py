@@ -138,7 +138,6 @@ footer { margin-top: 56px; padding-top: 16px; border-top: 1px solid var(--grid);
   h2 { margin-top: 28px; }
   .scroll { overflow: visible; }
   th, td { padding: 3px 4px; white-space: normal; overflow-wrap: break-word; font-size: 7pt; }
-  th { overflow-wrap: anywhere; }
   .screen { display: none; }
   th:first-child, td:first-child { position: static; }
   .figures { grid-template-columns: 1fr 1fr; }

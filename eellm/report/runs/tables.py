@@ -24,6 +24,7 @@ HEADLINES = (
 """Families of metrics in the table of what differs, in its order; the others stand in the table below it."""
 MOST_HEADS = 5
 """Heads of a family that stand in the table of what differs; with more, only the final one does."""
+MOST_COLUMNS = 12
 FOLDED_FROM = 25
 """Rows from which on a table begins folded."""
 
@@ -41,13 +42,16 @@ def runs_table(runs: pd.DataFrame, folder: Path) -> str:
 
 
 def metrics_table(runs: pd.DataFrame) -> str:
-    """All final metrics that the table of what differs leaves out."""
+    """All final metrics that the table of what differs leaves out, in tables that fit on paper."""
     shown = headlines(runs)
     left = [name for name in metric_columns(runs) if name not in shown]
     if not left:
         return ""
-    rows = [row_of([str(run[NUMBER]), *(number(run[name]) for name in left)]) for run in runs.to_dict("records")]
-    return f"<details><summary>All other final metrics</summary>{sortable(['run', *map(breakable, left)], rows)}</details>"
+    content = ""
+    for some in (left[start : start + MOST_COLUMNS] for start in range(0, len(left), MOST_COLUMNS)):
+        rows = [row_of([str(run[NUMBER]), *(number(run[name]) for name in some)]) for run in runs.to_dict("records")]
+        content += sortable(["run", *map(breakable, some)], rows)
+    return f"<details><summary>All other final metrics</summary>{content}</details>"
 
 
 def failures_table(runs: pd.DataFrame, broken: Sequence[tuple[str, str]]) -> str:
