@@ -48,7 +48,7 @@ def page(tmp_path_factory):
     write_example_study(folder / "runs")
     for file in (folder / "runs").glob("weight_*/metrics.json"):  # a table of more columns than fit into any width
         heads, values = ("exit_02", "exit_04", "exit_06", "final"), ("perplexity", "accuracy", "agreement", "calibration_error")
-        more = {f"eval/{value}/{head}": 0.5 for value in values for head in heads}
+        more = {f"eval/{value}/{head}": 0.5 for head in heads for value in values}
         file.write_text(json.dumps({**json.loads(file.read_text()), **more}))
     (folder / "report.html").write_text(runs_page(str(folder / "runs"), folder), encoding="utf-8")
     return (folder / "report.html").as_uri()

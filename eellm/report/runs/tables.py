@@ -24,7 +24,7 @@ HEADLINES = (
 """Families of metrics in the table of what differs, in its order; the others stand in the table below it."""
 MOST_HEADS = 5
 """Heads of a family that stand in the table of what differs; with more, only the final one does."""
-MOST_COLUMNS = 12
+MOST_COLUMNS = 10
 FOLDED_FROM = 25
 """Rows from which on a table begins folded."""
 
