@@ -86,7 +86,7 @@ def _table(known: pd.DataFrame, cells: list[dict[str, str]], front: set[int]) ->
     for number, row in enumerate(cells):
         texts = "".join(f"<td>{escape(row[name])}</td>" for name in _shown(known))
         lines.append(f'<tr data-row="{number}">{texts}<td>{"yes" if number in front else ""}</td></tr>')
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    return f'<div class="scroll card"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def _cell(name: str, value: object) -> str:
