@@ -67,7 +67,11 @@ def conclusions(runs: pd.DataFrame) -> pd.DataFrame:
     deferral against the same without."""
     by_exits = spread(runs, "exits", "share").assign(what=lambda rows: rows["exits"].astype(str) + " exits, share of a step")
     pairs = runs.assign(pair=runs[["layout", "exits", "boundary", "seed"]].astype(str).agg(" ".join, axis=1))
-    deferral = within_noise(pairs, "deferred", "share", False, pair="pair").assign(what="deferred minus eager, share of a step")
+    groups = [("all", pairs), *pairs.groupby("layout", observed=True)]
+    deferral = pd.concat(
+        within_noise(own, "deferred", "share", False, pair="pair").assign(what=f"deferred minus eager, share of a step, {name}")
+        for name, own in groups
+    )
     rows = by_exits.rename(columns={"mean": "value"})[["what", "value", "std", "n"]]
     ratios = [
         {"what": name, "value": runs[column].median(), "low": runs[column].quantile(0.25), "high": runs[column].quantile(0.75),
