@@ -23,6 +23,7 @@ FIGURES = {
     "memory/without_exits": "megabytes_without",
     "memory/with_exits": "megabytes_with",
     "memory/added": "megabytes_added",
+    "memory/added_to_rank": "megabytes_added_to_rank",
     "executor/ratio": "executor_ratio",
 }
 
