@@ -26,13 +26,15 @@ OWN_COLUMNS = {"name": "name", "study.name": "study", "task.name": "task"}
 """Settings that are columns of every frame, whether they differ or not."""
 
 
-def load_runs(source: Source | Sequence[Source]) -> pd.DataFrame:
+def load_runs(source: Source | Sequence[Source], settings: Sequence[str] = ()) -> pd.DataFrame:
     """One row a run of all run directories in a folder (or several), or of `wandb://entity/project`.
 
     Columns: `run` (its path, also for the other functions here), `name`, `study`, `task`, `status` (running, done, failed,
     preempted), `error`, `started` (UTC), `seconds` (of a resumed run its last part, missing while it runs); every setting that
     differs between the runs, dotted, lists as text; and final metrics, missing in runs that have not ended. What all runs share
     is in `frame.attrs["shared"]`, runs that cannot be read are in `frame.attrs["broken"]` as (path, reason).
+
+    `settings`: those that are columns whether they differ or not, e.g. `seed` where it may have been run with one.
 
     Raises RunError where a source does not exist or has no run.
     """
@@ -46,9 +48,10 @@ def load_runs(source: Source | Sequence[Source]) -> pd.DataFrame:
     shared, varying = _compared([run.config for run in runs])
     frame = pd.DataFrame([_own(run) for run in runs], columns=list(RUN_COLUMNS))
     frame["started"] = pd.to_datetime(frame["started"].astype(float), unit="s", utc=True)
-    settings = pd.DataFrame({key: [run.config.get(key) for run in runs] for key in varying}, index=frame.index)
+    columns = [key for key in dict.fromkeys([*varying, *settings]) if key not in OWN_COLUMNS]
+    configs = pd.DataFrame({key: [run.config.get(key) for run in runs] for key in columns}, index=frame.index)
     metrics = pd.DataFrame([run.metrics for run in runs], index=frame.index)
-    frame = pd.concat([frame, settings, metrics], axis=1)
+    frame = pd.concat([frame, configs, metrics], axis=1)
     frame.attrs = {"shared": shared, "broken": broken}
     return frame
 

@@ -19,9 +19,7 @@ COLUMNS = ["after", HEAD, "load", "added_ms_few", "added_ms_many", "added_ms_a_m
 
 
 def collected(folders: list[str]) -> pd.DataFrame:
-    runs = load_runs(folders).query("status == 'done'")
-    for setting in (LAYERS, HEAD):  # a column of its own only where it differs between the runs
-        runs[setting] = runs.get(setting, runs.attrs["shared"].get(setting))
+    runs = load_runs(folders, (LAYERS, HEAD)).query("status == 'done'")
     runs = runs.drop_duplicates([LAYERS, HEAD, BATCH])
     runs = runs.assign(added_ms=1e3 * runs[SECONDS] * (1 - 1 / (1 + runs[COST])), added_share=runs[COST])
     runs["load"] = runs["run"].map(load)

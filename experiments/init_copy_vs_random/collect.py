@@ -16,9 +16,7 @@ HEADS, INIT = "exits.head", "exits.init"
 
 
 def collected(folders: list[str]) -> pd.DataFrame:
-    runs = load_runs(folders).query("status == 'done'")
-    for setting in (HEADS, INIT):  # a column of its own only where it differs between the runs
-        runs[setting] = runs.get(setting, runs.attrs["shared"].get(setting))
+    runs = load_runs(folders, (HEADS, INIT)).query("status == 'done'")
     # `exits.head` also names the heads that the model brought along
     runs["kind"] = runs[HEADS].str.strip("[]").str.split(",").str[0]
     history = metric_history(runs, VAL_LOSS.format(head="exit_*"))

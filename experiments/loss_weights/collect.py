@@ -17,9 +17,7 @@ BASELINE = "constant 0.5"
 
 
 def collected(folders: list[str]) -> pd.DataFrame:
-    runs = load_runs(folders).query("status == 'done'")
-    for setting in (KIND, VALUES):  # a column of its own only where it differs between the runs
-        runs[setting] = runs.get(setting, runs.attrs["shared"].get(setting))
+    runs = load_runs(folders, (KIND, VALUES)).query("status == 'done'")
     # the last validation, which every run has: those that were evaluated too are so on other text
     heads = metric_history(runs, VAL_LOSS.format(head="*")).query("step == step.max()").rename(columns={"value": "loss"})
     heads["head"] = heads["metric"].str.rpartition("/")[2]

@@ -14,10 +14,8 @@ FIGURES = {"stages/full": "full_tokens_per_second", "stages/pipeline": "tokens_p
 
 
 def main(folders: list[str], output: Path = HERE) -> None:
-    runs = load_runs(folders).query("status == 'done'")
+    runs = load_runs(folders, (LAYERS, "seed")).query("status == 'done'")
     stages = int(runs.attrs["shared"]["parallel.pp"])
-    for setting in (LAYERS, "seed"):  # a column of its own only where it differs between the runs
-        runs[setting] = runs.get(setting, runs.attrs["shared"].get(setting))
     figures = run_table(runs, "benchmark")
     figures["depth"] = figures[LAYERS].str.strip("[]").astype(float)
     table = figures.pivot(index=["depth", "seed"], columns="name", values="value")[list(FIGURES)].rename(columns=FIGURES)

@@ -16,9 +16,7 @@ NAMES = {"catch_up": "hidden states kept", "kv_recompute": "run again from layer
 
 
 def main(folders: list[str], output: Path = HERE) -> None:
-    runs = load_runs(folders).query("status == 'done'")
-    for setting in (PENDING, TYPE, "seed"):  # a column of its own only where it differs between the runs
-        runs[setting] = runs.get(setting, runs.attrs["shared"].get(setting))
+    runs = load_runs(folders, (PENDING, TYPE, "seed")).query("status == 'done'")
     figures = run_table(runs, "benchmark")
     figures = figures[figures["name"].isin([f"{mode}/speedup" for mode in NAMES])]
     speeds = figures.assign(mode=figures["name"].str.removesuffix("/speedup"))[[TYPE, PENDING, "mode", "seed", "value"]]

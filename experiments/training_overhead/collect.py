@@ -38,12 +38,8 @@ def name_of(pp: int, vp: int, schedule: str) -> str:
 
 def runs_of(folders: list[str]) -> pd.DataFrame:
     """A row for each run; times are medians of alternating pairs, `share` what exits add to the step without them."""
-    runs = load_runs(folders).query("status == 'done'")
-    for key in {*LAYOUT, "exits.layers", "exits.boundary", "exits.deferred", "seed"} - set(
-        runs
-    ):  # where a part of the study was run
-        runs[key] = [runs.attrs["shared"][key]] * len(runs)
-    runs = runs.sort_values([*LAYOUT, "exits.layers"])
+    settings = [*LAYOUT, "exits.layers", "exits.boundary", "exits.deferred", "seed"]
+    runs = load_runs(folders, settings).query("status == 'done'").sort_values([*LAYOUT, "exits.layers"])
     figures = run_table(runs, "benchmark")
     names = [name_of(*setting) for setting in figures[LAYOUT].itertuples(index=False)]
     figures["layout"] = pd.Categorical(names, list(dict.fromkeys(names)), ordered=True)

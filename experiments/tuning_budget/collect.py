@@ -18,10 +18,8 @@ POINT = [LAYERS, "exit", "tokens"]
 
 def collected(folders: list[str]) -> pd.DataFrame:
     """`difference`...: from the rate in the middle, seed by seed."""
-    runs = load_runs(folders).query("status == 'done'")
+    runs = load_runs(folders, (LAYERS, RATE)).query("status == 'done'")
     shared = runs.attrs["shared"]
-    for setting in (LAYERS, RATE):  # a column of its own only where it differs between the runs
-        runs[setting] = runs.get(setting, shared.get(setting))
     history = metric_history(runs, VAL_LOSS.format(head="exit_*"))
     history["exit"] = history["metric"].str.rpartition("/")[2]
     history["tokens"] = history["step"] * shared["data.global_batch_size"] * shared["data.sequence_length"]

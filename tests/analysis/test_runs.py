@@ -43,6 +43,17 @@ def test_a_row_a_run_with_what_varies(tmp_path):
     assert runs.attrs == {"shared": shared, "broken": []}
 
 
+def test_settings_that_are_asked_for_are_columns_though_they_do_not_differ(tmp_path):
+    for number in range(2):
+        write_run(tmp_path / str(number), {"exits.layers": [number]}, {"val/loss/final": 4.0})
+    runs = load_runs(tmp_path, ["seed", "exits.layers", "name", "no.such"])
+    assert settings_of(runs) == ["exits.layers", "seed", "no.such"]
+    assert list(runs["seed"]) == [1, 1]
+    assert runs["no.such"].isna().all()
+    assert runs.attrs == load_runs(tmp_path).attrs
+    assert set(exit_table(runs)["seed"]) == {1}, "in every frame made of it"
+
+
 def test_null_and_none_at_all_are_the_same_and_a_truth_value_is_no_number(tmp_path):
     write_run(tmp_path / "old", {"model.new": None, "model.flag": True})
     write_run(tmp_path / "new", {"model.flag": 1})
