@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -23,7 +24,9 @@ def spread(frame: pd.DataFrame, by: str | Sequence[str], value: str) -> pd.DataF
     return groups.agg(["mean", "std", "count"]).rename(columns={"count": "n"}).reset_index()
 
 
-def within_noise(frame: pd.DataFrame, by: str, value: str, baseline: object, pair: str = "seed") -> pd.DataFrame:
+def within_noise(
+    frame: pd.DataFrame, by: str, value: str, baseline: object, pair: str = "seed", each: str | Sequence[str] = ()
+) -> pd.DataFrame:
     """How far each setting of `by` is from one of them, and whether that is more than chance: one row a setting.
 
     Runs of equal `pair` are compared with each other, so what a seed does to both is no noise. `difference` is their mean
@@ -31,8 +34,12 @@ def within_noise(frame: pd.DataFrame, by: str, value: str, baseline: object, pai
     fewer than two pairs nothing can be said: no interval, and `within_noise`. A missing setting is called "null". Each row's 5 %
     is its own: of twenty settings without any effect one is expected to look as if it had some.
 
+    `each`: columns (a head, a step) for each of whose values, in their order, settings are compared on their own.
+
     Raises RunError where there is no such baseline, or two runs of one setting and pair.
     """
+    if each:
+        return _within_noise_of_each(listed(each), frame, by, value, baseline, pair)
     known = frame.dropna(subset=[value])
     known = known.assign(**{by: known[by].astype(object).where(known[by].notna(), "null")})
     if pair not in known:
@@ -52,6 +59,17 @@ def within_noise(frame: pd.DataFrame, by: str, value: str, baseline: object, pai
         bounds = {"difference": mean, "low": mean - half, "high": mean + half, "n": n}
         rows.append({by: setting, **bounds, "within_noise": not abs(mean) > half})
     return pd.DataFrame(rows, columns=[by, "difference", "low", "high", "n", "within_noise"])
+
+
+def _within_noise_of_each(each: list[str], frame: pd.DataFrame, *compared: Any) -> pd.DataFrame:
+    """`within_noise` of every group, behind what the group has in common."""
+    parts = []
+    for _, group in frame.groupby(each, sort=False):
+        part = within_noise(group, *compared)
+        for place, column in enumerate(each):
+            part.insert(place, column, group[column].iloc[0])
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
 
 
 def t_quantile(degrees: int) -> float:

@@ -22,10 +22,8 @@ def collected(folders: list[str]) -> pd.DataFrame:
     exits = history[history["head"] != FINAL].groupby("run")["head"].agg(lambda heads: sorted({depth(head)[1] for head in heads}))
     history["exits"] = [", ".join(map(str, exits.get(run, []))) or CONTROL for run in history["run"]]
     history = history[history["head"] == FINAL]
-    steps = [within_noise(rows, "exits", "value", CONTROL).assign(step=step) for step, rows in history.groupby("step")]
-    table = spread(history, ["exits", "step"], "value").merge(
-        pd.concat(steps).drop(columns="n"), on=["exits", "step"], how="left"
-    )
+    differences = within_noise(history, "exits", "value", CONTROL, each="step").drop(columns="n")
+    table = spread(history, ["exits", "step"], "value").merge(differences, on=["exits", "step"], how="left")
     order = table["exits"].map(lambda name: 0 if name == CONTROL else 1 + name.count(","))
     return table.assign(order=order).sort_values(["order", "exits", "step"], ignore_index=True).drop(columns="order")
 

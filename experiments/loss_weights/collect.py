@@ -23,8 +23,8 @@ def collected(folders: list[str]) -> pd.DataFrame:
     heads["head"] = heads["metric"].str.rpartition("/")[2]
     heads["setting"] = heads[KIND] + " " + heads[VALUES].astype(str)
     losses = spread(heads, ["head", KIND, VALUES, "setting"], "loss")
-    compared = [within_noise(rows, "setting", "loss", BASELINE).assign(head=head) for head, rows in heads.groupby("head")]
-    table = losses.merge(pd.concat(compared).drop(columns="n"), on=["head", "setting"], how="left")
+    differences = within_noise(heads, "setting", "loss", BASELINE, each="head").drop(columns="n")
+    table = losses.merge(differences, on=["head", "setting"], how="left")
     table["schedule"] = table[KIND] != "constant"
     table = table.sort_values(["schedule", KIND, VALUES, "head"], ignore_index=True)
     return table.drop(columns=["setting", "schedule"])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pandas as pd
-
 from eellm.analysis import load_runs, run_table, spread, within_noise
 from eellm.report.study_plot import mean_curves, save_panels
 
@@ -22,10 +20,7 @@ def main(folders: list[str], output: Path = HERE) -> None:
     speeds = figures.assign(mode=figures["name"].str.removesuffix("/speedup"))[[TYPE, PENDING, "mode", "seed", "value"]]
     setting = [TYPE, PENDING]
     means = spread(speeds, [*setting, "mode"], "value").sort_values([TYPE, "mode", PENDING])
-    kept = pd.concat(
-        [within_noise(rows, "mode", "value", "kv_recompute").assign(**dict(zip(setting, key, strict=True)))
-         for key, rows in speeds.groupby(setting)]
-    )  # fmt: skip
+    kept = within_noise(speeds, "mode", "value", "kv_recompute", each=setting)
     table = means.merge(kept.drop(columns="n"), on=[*setting, "mode"], how="left")
     table.round(3).to_csv(output / "recompute_crossover.csv", index=False)
     waits = sorted(means[PENDING].unique())

@@ -26,11 +26,8 @@ def collected(folders: list[str]) -> pd.DataFrame:
     table = table.assign(low=table["mean"] - half, high=table["mean"] + half)
     on_one = rows[rows["decoding"] != STAGES]
     if RECOMPUTED in set(on_one["decoding"]):
-        parts = [
-            within_noise(at, "decoding", "speedup", RECOMPUTED).assign(threshold=threshold)
-            for threshold, at in on_one.groupby("threshold")
-        ]
-        differences = pd.concat(parts).drop(columns="n").rename(columns={"low": "difference_low", "high": "difference_high"})
+        differences = within_noise(on_one, "decoding", "speedup", RECOMPUTED, each="threshold").drop(columns="n")
+        differences = differences.rename(columns={"low": "difference_low", "high": "difference_high"})
         table = table.merge(differences, on=["decoding", "threshold"], how="left")
     return table.sort_values(["decoding", "threshold"], ignore_index=True)
 

@@ -81,7 +81,7 @@ def conclusions(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """A panel of time for each layout, and one of memory. Exits between stages end the first."""
+    """The time added, a panel for each layout. Exits between stages end the first."""
     at_the_end = table[table["boundary"] == "end"]
     layouts = list(dict.fromkeys(at_the_end["layout"]))
     top = (at_the_end["share"] + at_the_end["share_std"].fillna(0.0)).max() * 1.15

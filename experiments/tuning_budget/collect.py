@@ -25,11 +25,7 @@ def collected(folders: list[str]) -> pd.DataFrame:
     history["tokens"] = history["step"] * shared["data.global_batch_size"] * shared["data.sequence_length"]
     rates = sorted(history[RATE].unique())
     middle = rates[len(rates) // 2]
-    parts = [
-        within_noise(rows, RATE, "value", middle).assign(**dict(zip(POINT, point, strict=True)))
-        for point, rows in history.groupby(POINT)
-    ]
-    differences = pd.concat(parts).drop(columns="n").astype({RATE: float})
+    differences = within_noise(history, RATE, "value", middle, each=POINT).drop(columns="n").astype({RATE: float})
     table = spread(history, [*POINT, RATE], "value").merge(differences, on=[*POINT, RATE], how="left")
     return table.sort_values([*POINT, RATE], ignore_index=True)
 

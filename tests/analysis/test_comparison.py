@@ -46,6 +46,18 @@ def test_equal_seeds_are_compared():
     assert within_noise(swapped, "weight", "loss", baseline=0.1)["within_noise"].tolist() == [True]
 
 
+def test_settings_are_compared_on_their_own_for_each_of_other_columns():
+    late, early = (
+        runs({1: [4.0, 5.0], 2: [4.5, 5.3]}, step=20, head="final"),
+        runs({1: [6.0, 7.0], 2: [5.0, 6.2]}, step=10, head="final"),
+    )
+    table = within_noise(pd.concat([late, early]), "weight", "loss", baseline=1, each=["step", "head"])
+    alone = pd.concat([within_noise(rows, "weight", "loss", baseline=1) for rows in (late, early)], ignore_index=True)
+    assert table["step"].tolist() == [20, 10]
+    assert list(table.columns[:2]) == ["step", "head"]
+    pd.testing.assert_frame_equal(table.drop(columns=["step", "head"]), alone)
+
+
 def test_one_seed_says_nothing():
     for frame in (runs({1: [4.0], 2: [9.0]}), runs({1: [4.0], 2: [9.0]}).drop(columns="seed")):
         row = within_noise(frame, "weight", "loss", baseline=1).iloc[0]
