@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eellm.metrics.names import HEAD_PATTERN
-from eellm.metrics.rows import is_number
+from eellm.metrics.rows import decode_lines, is_number
 
 TEXTS, TOKEN_TEXTS, TOKEN_NUMBERS = ("prompt", "text", "decoding"), ("text", "head"), ("exit_layer", "confidence", "logprob")
 
@@ -17,14 +17,7 @@ def read_generations(path: Path) -> list[dict[str, Any]]:
     """All texts in order; [] where there is no file. Raises ValueError, naming the line, for one that is no generated text."""
     if not path.exists():
         return []
-    generations = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            try:
-                generations.append(_checked(json.loads(line)))
-            except ValueError as error:
-                raise ValueError(f"{path.name}, line {number}: {error}") from error
-    return generations
+    return decode_lines(path, path.read_text(encoding="utf-8").split("\n"), lambda line: _checked(json.loads(line)))
 
 
 def _checked(entry: object) -> dict[str, Any]:

@@ -10,13 +10,14 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
 from eellm.metrics.names import STEP, TIME
 
 Row = dict[str, float]
+T = TypeVar("T")
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -73,15 +74,19 @@ def read_rows(path: Path) -> list[Row]:
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    rows = []
+    return decode_lines(path, path.read_text(encoding="utf-8").split("\n")[:-1], decode_row)
+
+
+def decode_lines(path: Path, lines: Iterable[str], decode: Callable[[str], T]) -> list[T]:
+    """What the lines of a file hold, empty ones left out. Raises ValueError, naming the line that `decode` cannot read."""
+    found = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                rows.append(decode_row(line))
+                found.append(decode(line))
             except ValueError as error:
                 raise ValueError(f"{path.name}, line {number}: {error}") from error
-    return rows
+    return found
 
 
 def rewrite_rows(path: Path, rows: Iterable[Row]) -> None:
