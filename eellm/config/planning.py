@@ -27,7 +27,7 @@ class TimedPassesConfig(Node):
 
 
 class DeviceProfileConfig(Node):
-    """A device as task=plan counts on it, and as stages are balanced."""
+    """A device as task=plan models it, and by whose times stages are balanced."""
 
     name: str
     half_teraflops: Positive
