@@ -160,7 +160,14 @@ def training_overhead(folder: Path) -> Expected:
     shares = pd.Series([value(2, seed) / value(1, seed) for seed in SEEDS])
     row = {"layout": "4 stages, GPipe", "exits": 2, "deferred": False, "boundary": "end"}
     expected = {"seconds_added": mean(2), "megabytes_added": mean(5), "share": shares.mean(), "share_std": shares.std()}
-    return [("training_overhead", row, expected)]
+    by_setting = [pd.Series([value(index + 1, seed) / value(index, seed) for seed in SEEDS]) for index in range(4)]
+    two = pd.concat([by_setting[1], by_setting[3]])
+    later = pd.concat([by_setting[2] - by_setting[0], by_setting[3] - by_setting[1]])
+    return [
+        ("training_overhead", row, expected),
+        ("conclusions", {"what": "2 exits, share of a step"}, {"value": two.mean(), "std": two.std(), "n": 6}),
+        ("conclusions", {"what": "deferred minus eager, share of a step, all"}, {"value": later.mean(), "n": 6}),
+    ]
 
 
 CASES: dict[str, Callable[[Path], Expected]] = {
